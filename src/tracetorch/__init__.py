@@ -1,0 +1,30 @@
+"""traceTorch: train recurrent spiking neural networks online, with memory that does not grow with time."""
+
+from . import _checks
+
+_checks.refuse_other_distribution()
+
+from . import encode, functional, loss, metrics, nn, rules  # noqa: E402
+from .functional import surrogate  # noqa: E402
+from .nn import LI, LIF, Sequential, Softmax, no_learning  # noqa: E402
+from .rules import InputTrace, MeanRate, Truncated  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LI",
+    "LIF",
+    "InputTrace",
+    "MeanRate",
+    "Sequential",
+    "Softmax",
+    "Truncated",
+    "encode",
+    "functional",
+    "loss",
+    "metrics",
+    "nn",
+    "no_learning",
+    "rules",
+    "surrogate",
+]

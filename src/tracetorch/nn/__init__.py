@@ -1,0 +1,9 @@
+"""Layers and models."""
+
+from .li import LI
+from .lif import LIF
+from .online import no_learning
+from .sequential import Sequential
+from .softmax import Softmax
+
+__all__ = ["LI", "LIF", "Sequential", "Softmax", "no_learning"]

@@ -1,0 +1,446 @@
+"""A layer: a synapse, a neuron and a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import _checks
+from ..functional import scan
+from ..rules import InputTrace, Rule
+from ..rules.base import MembraneState, Neuron, Tape, Traces, Values
+from . import synapse as synapses
+from .constraint import Positive, UnitInterval
+from .online import Online, PartBackward, Proposal
+from .state import LayerState, flatten, map_tensors, unflatten
+from .streaming import Call, TapeKeeper
+
+INPUT_RATE = 0.1  # the input that initialisation assumes: Bernoulli spikes at this rate per step
+MAX_INITIAL_BETA = 0.999  # initialisation treats slower membranes, perfect integrators too, like this one
+
+OneOrEach = float | Sequence[float] | Tensor
+"""One number for the layer, or one per neuron."""
+
+
+class RunnableNeuron(Neuron, Protocol):
+    """What a layer needs of a neuron besides what rules need."""
+
+    def scan(self, values: Values, current: Tensor, start: MembraneState) -> NeuronScan:
+        """Run a window of steps (K, B, m) from the state `start`."""
+
+
+class NeuronScan(NamedTuple):
+    """A window of a neuron."""
+
+    y: Tensor  # (K, B, m) output
+    record: Any  # what the reverse scan needs: a NamedTuple of tensors
+    state: MembraneState  # after the window
+
+
+class LayerStep(NamedTuple):
+    """A layer's proposal."""
+
+    state: LayerState
+    record: Any
+    tape: Tape | None  # None where nothing is being learned
+
+
+class Layer(Online):
+    """Base of all layers with state: subclasses name their neuron.
+
+    Args:
+        in_features: n.
+        out_features: m.
+        neuron: the dynamics.
+        synapse: the linear map from n inputs to m currents, used as it is; instead of the two sizes.
+        bias: whether the synapse that is made from the two sizes has a bias.
+        beta: the membrane's decay per step, in [0, 1]; one number, or one per neuron. 0.9 by default.
+        tau: its time constant in steps instead, `beta = exp(-1 / tau)`.
+        learn_beta: make beta a parameter.
+        threshold: above 0; one number, or one per neuron. None for neurons without one.
+        learn_threshold: make it a parameter.
+        rule: the layer's learning rule; by default the model's.
+        device: of the parameters.
+        dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        in_features: int | None,
+        out_features: int | None,
+        neuron: RunnableNeuron,
+        *,
+        synapse: nn.Module | None,
+        bias: bool,
+        beta: OneOrEach | None,
+        tau: OneOrEach | None,
+        learn_beta: bool,
+        threshold: OneOrEach | None,
+        learn_threshold: bool,
+        rule: Rule | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.neuron = neuron
+        self._state: LayerState | None = None
+        self._tape: Tape | None = None
+        self._tape_call: Call | None = None
+        self._tape_versions: list[int] = []
+        self._rule: Rule | None = None
+        self.synapse = self._made_synapse(in_features, out_features, synapse, bias, device, dtype)
+        self.in_features, self.out_features = self._operations.features(self.synapse)
+        _checks.floating(type(self).__name__, "the synapse's weight", self.weight)
+        self._register_beta(beta, tau, learn_beta)
+        if threshold is not None:
+            self._register_threshold(threshold, learn_threshold)
+        if synapse is None:
+            self.reset_parameters()
+        if rule is not None:
+            self.rule = rule
+
+    def _made_synapse(
+        self,
+        in_features: int | None,
+        out_features: int | None,
+        synapse: nn.Module | None,
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> nn.Module:
+        where = type(self).__name__
+        if synapse is None and in_features is not None and out_features is not None:
+            _checks.at_least_one(where, "in_features", in_features)
+            _checks.at_least_one(where, "out_features", out_features)
+            return nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        if synapse is not None and in_features is None and out_features is None:
+            return synapse
+        raise ValueError(
+            f"{where}: expected in_features and out_features, or synapse=, got in_features={in_features}, "
+            f"out_features={out_features} and {'no' if synapse is None else 'a'} synapse. "
+            f"Give the two sizes, or the synapse alone."
+        )
+
+    # -- parameters ------------------------------------------------------------------------------------------------
+
+    def _register(self, name: str, value: Tensor, learn: bool, constraint: type[UnitInterval | Positive]) -> None:
+        """Make `value` a constant, or a parameter `raw_<name>` that is kept in its range."""
+        if learn:
+            self.register_parameter(f"raw_{name}", nn.Parameter(constraint.raw(value)))
+        else:
+            self.register_buffer(f"constant_{name}", value)
+
+    def _constrained(self, name: str, constraint: type[UnitInterval | Positive]) -> Tensor | None:
+        raw = self._parameters.get(f"raw_{name}")
+        return self._buffers.get(f"constant_{name}") if raw is None else constraint.value(raw.detach())
+
+    def _register_beta(self, beta: OneOrEach | None, tau: OneOrEach | None, learn: bool) -> None:
+        where = type(self).__name__
+        if beta is not None and tau is not None:
+            raise ValueError(f"{where}: expected beta or tau, got both. Give one; beta = exp(-1 / tau).")
+        if tau is not None:
+            steps = self._one_or_each("tau", tau)
+            if not bool((steps > 0).all()):
+                raise ValueError(f"{where}: expected tau (steps) above 0, got {tau}. Give a time constant in steps.")
+            value = torch.exp(-1 / steps)
+        else:
+            value = self._one_or_each("beta", 0.9 if beta is None else beta)
+        if not bool(((value >= 0) & (value <= 1)).all()):
+            raise ValueError(
+                f"{where}: expected beta in [0, 1], got {beta}. "
+                f"beta is the membrane's decay per step; for a time constant in steps give tau=."
+            )
+        if learn and not bool(((value > 0) & (value < 1)).all()):
+            raise ValueError(
+                f"{where}: expected a learned beta strictly between 0 and 1, got {beta if tau is None else value}. "
+                f"Start inside the interval, or leave out learn_beta."
+            )
+        self._register("beta", value, learn, UnitInterval)
+
+    def _register_threshold(self, threshold: OneOrEach, learn: bool) -> None:
+        value = self._one_or_each("threshold", threshold)
+        if not bool(((value > 0) & torch.isfinite(value)).all()):
+            raise ValueError(
+                f"{type(self).__name__}: expected threshold above 0, got {threshold}. "
+                f"The threshold is relative to the membrane; 1 is usual."
+            )
+        self._register("threshold", value, learn, Positive)
+
+    def _one_or_each(self, name: str, value: OneOrEach) -> Tensor:
+        given = torch.as_tensor(value, dtype=torch.float64)
+        if given.ndim and tuple(given.shape) != (self.out_features,):
+            raise ValueError(
+                f"{type(self).__name__}: expected {name} to be one number or one per neuron ({self.out_features},), "
+                f"got shape {tuple(given.shape)}."
+            )
+        return given.detach().clone().to(self.weight)
+
+    @property
+    def weight(self) -> Tensor:
+        """The synapse's weight."""
+        return cast(Tensor, self.synapse.weight)
+
+    @property
+    def beta(self) -> Tensor:
+        """The membrane's decay per step, () or (m,), dimensionless; a value, the parameter is `raw_beta`."""
+        return cast(Tensor, self._constrained("beta", UnitInterval))
+
+    @property
+    def threshold(self) -> Tensor | None:
+        """The firing threshold, () or (m,), dimensionless; None for neurons without one. Parameter: `raw_threshold`."""
+        return self._constrained("threshold", Positive)
+
+    @property
+    def mem(self) -> Tensor | None:
+        """The membranes (B, m) after the latest step; None before the first."""
+        return None if self._state is None else cast(Tensor, self._state.neuron.mem)
+
+    @property
+    def rule(self) -> Rule:
+        """The layer's learning rule: its own, or the model's, or InputTrace(). Setting it drops the traces."""
+        return InputTrace() if self._rule is None else self._rule
+
+    @rule.setter
+    def rule(self, rule: Rule) -> None:
+        if not isinstance(rule, Rule):
+            raise TypeError(
+                f"{type(self).__name__}: expected rule to be a Rule such as InputTrace(), got {rule!r}. "
+                f"Give an instance."
+            )
+        rule.check(self)
+        self._rule = rule
+        self._parameters.pop("raw_decay", None)
+        self._buffers.pop("constant_decay", None)
+        decay = rule.decay_start(self)
+        if decay is not None:
+            self._register("decay", *decay, UnitInterval)
+        if self._state is not None:
+            self._state = self._state._replace(traces=None)
+        self._forget()
+        self._end("its rule was changed after the latest")
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, and set the biases to zero.
+
+        Zero mean, and the standard deviation with which the membrane without reset has a root mean square of the
+        threshold (for a readout: of 1 - beta) when the inputs are independent spikes at a rate of 0.1 per step:
+        `target / sqrt(n (var / (1 - beta^2) + mean^2 / (1 - beta)^2))`.
+        """
+        beta = self.beta.clamp(max=MAX_INITIAL_BETA)
+        variance = INPUT_RATE * (1 - INPUT_RATE)
+        per_input = variance / (1 - beta**2) + INPUT_RATE**2 / (1 - beta) ** 2
+        std = self._target(beta) / torch.sqrt(self.in_features * per_input)
+        with torch.no_grad():
+            self.weight.normal_().mul_(std.expand(self.out_features)[:, None])
+            if self.synapse.bias is not None:
+                cast(Tensor, self.synapse.bias).zero_()
+
+    def _target(self, beta: Tensor) -> Tensor:
+        """The root mean square that initialisation gives the membrane without reset."""
+        return 1 - beta if self.threshold is None else self.threshold
+
+    def extra_repr(self) -> str:
+        """Decays and thresholds, and what is learned."""
+        shown = []
+        for name, value in (("beta", self.beta), ("threshold", self.threshold)):
+            if value is not None:
+                text = f"{value.item():.4g}" if value.numel() == 1 else f"{value.min():.4g}..{value.max():.4g}"
+                shown.append(f"{name}={text}" + (" (learned)" if self.learns(name) else ""))
+        return ", ".join([*shown, f"rule={self.rule}"])
+
+    # -- what rules see (rules.base.LayerLike) ---------------------------------------------------------------------
+
+    @property
+    def _operations(self) -> synapses.SynapseOperations:
+        return synapses.operations(type(self).__name__, self.synapse)
+
+    def values(self) -> Values:
+        """The constrained parameters as they are now."""
+        return Values(self.beta, self.threshold, self._constrained("decay", UnitInterval))
+
+    def learns(self, name: str) -> bool:
+        """Whether `name` is a parameter of this layer, frozen or not."""
+        return self._parameter(name) is not None
+
+    def wants(self, name: str) -> bool:
+        """Whether `name` is a parameter of this layer that is not frozen."""
+        parameter = self._parameter(name)
+        return parameter is not None and parameter.requires_grad
+
+    def _parameter(self, name: str) -> nn.Parameter | None:
+        if name in ("weight", "bias"):
+            return cast(nn.Parameter | None, getattr(self.synapse, name))
+        return self._parameters.get(f"raw_{name}")
+
+    def current(self, x: Tensor) -> Tensor:
+        """The synapse: (..., n) -> (..., m)."""
+        return self._operations.current(self.synapse, x)
+
+    def weight_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        """dL/dW for inputs (..., n) and dL/dI (..., m)."""
+        return self._operations.weight_gradient(x, g)
+
+    def transpose(self, g: Tensor) -> Tensor:
+        """dL/dx (..., n) for dL/dI (..., m)."""
+        return self._operations.transpose(self.synapse, g)
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Zeros with the weights' dtype and device."""
+        return torch.zeros(shape, dtype=self.weight.dtype, device=self.weight.device)
+
+    # -- a call (nn.online.Part) -----------------------------------------------------------------------------------
+
+    def _feature_shape(self) -> tuple[int, ...]:
+        return (self.in_features,)
+
+    def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]:
+        self._check_input(x)
+        state = self._advanced_state() or LayerState(self._rest(x.shape[1]), None)
+        traces = None
+        if learning:
+            traces = self._fresh_traces(x.shape[1]) if state.traces is None else state.traces
+        values = self.values()
+        run = self.neuron.scan(values, self.current(x), state.neuron)
+        tape = Tape(x, run.record, state.neuron, values) if learning else None
+        return run.y, [Proposal(self, LayerStep(LayerState(run.state, traces), run.record, tape))]
+
+    def _check_input(self, x: Tensor) -> None:
+        where = type(self).__name__
+        if x.shape[2:] != self._feature_shape():
+            raise ValueError(
+                f"{where}: expected {self.in_features} inputs, got {tuple(x.shape[2:])} from the module below. "
+                f"Make the sizes agree."
+            )
+        if self._state is not None and self._state.neuron.mem.shape[0] != x.shape[1]:
+            raise ValueError(
+                f"{where}: expected {self._state.neuron.mem.shape[0]} lanes as in the calls before, got {x.shape[1]}. "
+                f"Call reset() first to start other streams."
+            )
+
+    def _commit(self, step: LayerStep, call: Call) -> None:
+        self._state, self._tape, self._tape_call = step.state, step.tape, call
+        self._tape_versions = _versions(self._tape_tensors())
+
+    def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward:
+        if self._tape_call is not call or self._tape is None or self._state is None:
+            raise RuntimeError(
+                f"{type(self).__name__}: expected to be as the model's latest call left it, but this layer was called, "
+                f"reset, moved or given another rule by itself since. Call the model again first."
+            )
+        self._check_untouched()
+        result = self.rule.backward(self, self._tape, self._state.traces, ls, above, signal)
+        updates = []
+        for name, gradient in result.gradients.items():
+            parameter = cast(nn.Parameter, self._parameter(name))
+            if name in _CONSTRAINTS:
+                gradient = gradient * _CONSTRAINTS[name].slope(parameter)
+            updates.append((parameter, gradient))
+        return PartBackward(result.ls_below, result.below, updates)
+
+    def _calibrate(self, x: Tensor) -> None:
+        self._check_input(x)
+        values, bias = self.values(), self.synapse.bias
+        current = self.current(x) if bias is None else self.current(x) - cast(Tensor, bias)
+        membrane = scan.li(current, self._rest(x.shape[1]).mem, values.beta)
+        rms = membrane.square().mean((0, 1)).sqrt()
+        target = self._target(values.beta.clamp(max=MAX_INITIAL_BETA)).expand_as(rms)
+        self.weight.mul_(torch.where(rms > 0, target / rms, torch.ones_like(rms))[:, None])
+
+    def _run_from_rest(self, x: Tensor) -> Tensor:
+        return self.neuron.scan(self.values(), self.current(x), self._rest(x.shape[1])).y
+
+    # -- state (nn.streaming) --------------------------------------------------------------------------------------
+
+    def _layers(self) -> dict[str, Layer]:
+        return {"": self}
+
+    def _parts(self) -> list[TapeKeeper]:
+        return [self]
+
+    def _rest(self, lanes: int) -> MembraneState:
+        return MembraneState(self.zeros(lanes, self.out_features))
+
+    def _fresh_traces(self, lanes: int) -> Traces:
+        self.rule.check(self)
+        return self.rule.start(self, lanes)
+
+    def _advanced_state(self) -> LayerState | None:
+        """The state with the tape's window folded into the traces."""
+        if self._state is None or self._tape is None:
+            return self._state
+        self._check_untouched()
+        return self._state._replace(traces=self.rule.advance(self, self._state.traces, self._tape))
+
+    def _check_untouched(self) -> None:
+        if _versions(self._tape_tensors()) != self._tape_versions:
+            raise RuntimeError(
+                f"{type(self).__name__}: expected the latest call's x and y unchanged, but one of them was modified "
+                f"in place since. Give a fresh tensor each time, such as x.clone(); reset() makes the layer usable."
+            )
+
+    def _forget(self) -> None:
+        self._tape, self._tape_call, self._tape_versions = None, None, []
+
+    def _tape_tensors(self) -> list[Tensor]:
+        return [] if self._tape is None else [self._tape.x, *self._tape.record, *self._tape.start]
+
+    def _masked_state(self, mask: Tensor) -> LayerState | None:
+        def cleared(tensor: Tensor) -> Tensor:
+            return tensor.masked_fill(mask.view(-1, *[1] * (tensor.ndim - 1)), 0)
+
+        return cast(LayerState | None, map_tensors(cleared, self._advanced_state()))
+
+    def _state_tensors(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in flatten(self._advanced_state()).items()}
+
+    def _state_from(self, where: str, name: str, tensors: dict[str, Tensor], lanes: int | None) -> LayerState | None:
+        """The state that `_state_tensors` wrote, checked against this layer."""
+        if not tensors or lanes is None:
+            return None
+        template = LayerState(self._rest(lanes), self.rule.start(self, lanes))
+        if not any(key.startswith("traces.") for key in tensors):  # saved in eval mode
+            template = template._replace(traces=None)
+        expected = {key: tuple(tensor.shape) for key, tensor in flatten(template).items()}
+        came = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        if came != expected:
+            raise ValueError(
+                f"{where}: expected {type(self).__name__} {name} to have {expected}, got {came}. "
+                f"Build the model as it was when the state was saved."
+            )
+        return cast(LayerState, unflatten(template, {key: t.to(self.weight) for key, t in tensors.items()}))
+
+    def _state_bytes_per_lane(self) -> int:
+        return sum(tensor.nbytes for tensor in flatten(LayerState(self._rest(1), self._fresh_traces(1))).values())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the state with the parameters: `.to()`, `.double()`, `.cuda()`."""
+        state = self._advanced_state()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._state = map_tensors(fn, state)
+        self._forget()
+        self._end("the model was moved or converted after the latest")
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold the advanced state and no tape."""
+        return super().__getstate__() | {
+            "_state": self._advanced_state(),
+            "_tape": None,
+            "_tape_call": None,
+            "_tape_versions": [],
+        }
+
+
+_CONSTRAINTS: dict[str, type[UnitInterval | Positive]] = {
+    "beta": UnitInterval,
+    "threshold": Positive,
+    "decay": UnitInterval,
+}
+
+
+def _versions(tensors: list[Tensor]) -> list[int]:
+    """How often each tensor has been modified in place; tensors made in inference mode do not say."""
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]

@@ -1,0 +1,292 @@
+"""What layers and models have in common: calls, backward, reset, state. The public edge, where checks stand.
+
+A call runs in two steps, so that a refused call changes nothing: every part *proposes* its next state, and only when
+all have done so are the proposals *committed*. `backward` likewise adds to `.grad` when all gradients are known.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .. import _checks
+from .streaming import Call, Streaming
+
+_learning: ContextVar[bool] = ContextVar("tracetorch_learning", default=True)
+
+
+@contextmanager
+def no_learning() -> Iterator[None]:
+    """Within this context no traces are kept and `backward` is refused, as in `model.eval()`.
+
+    Membranes go on. When learning resumes the traces start afresh: the past is truncated.
+
+    >>> with no_learning():
+    ...     pass
+    """
+    before = _learning.set(False)
+    try:
+        yield
+    finally:
+        _learning.reset(before)
+
+
+class Proposal(NamedTuple):
+    """A part's next state, not yet in force."""
+
+    part: Part
+    step: Any
+
+    def commit(self, call: Call) -> None:
+        """Put it in force."""
+        self.part._commit(self.step, call)
+
+
+class PartBackward(NamedTuple):
+    """What a part's backward returns."""
+
+    ls_below: Tensor | None  # (K, B, ...) dL/dx, where asked for
+    below: Any  # the adjoint beyond the window, for the part below
+    updates: list[tuple[nn.Parameter, Tensor]]  # what is to be added to .grad
+
+
+class Part(Protocol):
+    """What a model is made of: a layer, a model, or the adapter of a stateless module."""
+
+    def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]: ...
+
+    def _commit(self, step: Any, call: Call) -> None: ...
+
+    def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward: ...
+
+    def _calibrate(self, x: Tensor) -> None: ...
+
+    def _run_from_rest(self, x: Tensor) -> Tensor: ...
+
+
+class Online(Streaming):
+    """Base of everything that learns online: a layer, or a model of layers."""
+
+    check_finite: bool = True
+    """Whether inputs and learning signals are checked for NaN and infinity; costs a synchronisation on CUDA."""
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run one step. No autograd graph is built.
+
+        Args:
+            x: (B, n) input of B lanes, or (n,) for a single one; floating point or boolean. It is kept until the next
+                call, so give a fresh tensor each time.
+
+        Returns:
+            (B, m), or (m,).
+
+        Raises:
+            ValueError: x has another shape, another number of lanes than the calls before, or non-finite entries.
+            TypeError: x has a dtype other than the weights' or bool, or requires grad.
+        """
+        return self._call(x, window=False)
+
+    def window(self, x: Tensor) -> Tensor:
+        """Run a window of K steps; the same as K single steps, and faster.
+
+        Args:
+            x: (K, B, n), or (K, n) for a single lane; otherwise as for a single step.
+
+        Returns:
+            (K, B, m), or (K, m).
+        """
+        return self._call(x, window=True)
+
+    @torch.no_grad()
+    def _call(self, x: Tensor, window: bool) -> Tensor:
+        call, folded = self._fold_input(x, window)
+        y, proposals = self._propose(folded, call.learning)
+        for proposal in proposals:
+            proposal.commit(call)
+        y = call.unfold(y)
+        call.y_shape = tuple(y.shape)
+        if call.learning:
+            self._latest = call
+        else:
+            self._end("the latest ran in eval mode or under no_learning()")
+        return y
+
+    def _fold_input(self, x: Tensor, window: bool) -> tuple[Call, Tensor]:
+        where = type(self).__name__
+        _checks.is_tensor(where, "x", x)
+        if x.requires_grad:
+            raise TypeError(
+                f"{where}: expected x without requires_grad, got one that requires it: no autograd graph is built "
+                f"here. Give x.detach(), and continue by hand with x.backward(model.backward(ls, input_signal=True))."
+            )
+        weight = self._a_weight()
+        if x.dtype == torch.bool:
+            x = x.to(weight.dtype)
+        elif x.dtype != weight.dtype:
+            raise TypeError(
+                f"{where}: expected x to be {weight.dtype} like the weights, or bool, got {x.dtype}. "
+                f"Convert it with x.to({weight.dtype})."
+            )
+        if x.device != weight.device:
+            raise ValueError(
+                f"{where}: expected x on {weight.device} like the weights, got {x.device}. Move it with x.to()."
+            )
+        call = Call(window, self._is_unbatched(x, window), self.training and _learning.get())
+        if x.numel() == 0:
+            raise ValueError(f"{where}: expected at least one step and one lane, got x of shape {tuple(x.shape)}.")
+        if self.check_finite:
+            _checks.finite(where, "x", x)
+        return call, call.fold(x)
+
+    def _is_unbatched(self, x: Tensor, window: bool) -> bool:
+        features = self._feature_shape()
+        leading = ("K", "B") if window else ("B",)
+        if features is None:  # a stateless module comes first, and what it takes is its own affair
+            if x.ndim <= len(leading):
+                raise ValueError(
+                    f"{type(self).__name__}: expected x of shape ({', '.join(leading)}, ...), got {tuple(x.shape)}."
+                )
+            return False
+        missing = len(leading) + len(features) - x.ndim
+        if missing not in (0, 1) or tuple(x.shape[x.ndim - len(features) :]) != features:
+            expected = ", ".join([*leading, *map(str, features)])
+            remedy = (
+                "Flatten it first, with x.flatten(-2) or an nn.Flatten()."
+                if x.ndim > len(leading) + len(features)
+                else f"Give the model {features[0]} inputs, or a layer of the size that came."
+            )
+            steps = "a window of " if window else ""
+            raise ValueError(
+                f"{type(self).__name__}: expected {steps}x of shape ({expected}), got {tuple(x.shape)}. {remedy}"
+            )
+        return missing == 1
+
+    # -- backward ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def backward(self, ls: Tensor, *, input_signal: bool = False) -> Tensor | None:
+        """Add the gradients for a learning signal to `.grad`. For the latest call; earlier ones live on in traces.
+
+        A second call for the same forward adds its gradients.
+
+        Args:
+            ls: dL/dy, in the shape of the latest call's y.
+            input_signal: also return dL/dx of the latest call.
+
+        Returns:
+            dL/dx in x's shape where `input_signal`, else None.
+
+        Raises:
+            RuntimeError: no forward call to go back to: none yet, a reset since, eval mode.
+            ValueError: ls has another shape than y, or non-finite entries.
+            TypeError: ls is not a tensor of y's dtype.
+        """
+        where = f"{type(self).__name__}.backward"
+        call = self._latest
+        if call is None:
+            raise RuntimeError(
+                f"{where}: expected a forward call in training mode to go back to, but {self._ended}. "
+                f"Call the model, or model.window(x), first."
+            )
+        _checks.floating(where, "ls", ls)
+        dtype = self._a_weight().dtype
+        if ls.dtype != dtype:
+            raise TypeError(f"{where}: expected ls to be {dtype} like y, got {ls.dtype}. Convert it with ls.to().")
+        _checks.same_shape(
+            where, "ls", ls, call.y_shape, "ls is dL/dy, the second of what a loss of tracetorch.loss returns."
+        )
+        if self.check_finite:
+            _checks.finite(where, "ls", ls)
+        result = self._backward(call.fold(ls), None, input_signal, call)
+        for parameter, gradient in result.updates:
+            if parameter.grad is None:
+                parameter.grad = gradient.contiguous()
+            else:
+                parameter.grad.add_(gradient)
+        return None if result.ls_below is None or not input_signal else call.unfold(result.ls_below)
+
+    # -- before training -------------------------------------------------------------------------------------------
+
+    def tape_bytes(self, lanes: int = 1, window: int = 1) -> int:
+        """The bytes that the latest call keeps for its backward until the next call, besides `state_bytes`.
+
+        Linear in lanes and steps. Found by running a copy of the model for two short windows.
+
+        Args:
+            lanes: B.
+            window: K.
+
+        Raises:
+            ValueError: lanes or window below 1; a model whose input size is unknown, since a stateless module is first.
+        """
+        where = f"{type(self).__name__}.tape_bytes"
+        _checks.at_least_one(where, "lanes", lanes)
+        _checks.at_least_one(where, "window", window)
+        features = self._feature_shape()
+        if features is None:
+            raise ValueError(
+                f"{where}: expected a model that starts with a layer, got a stateless module first, whose input size "
+                f"is unknown. Ask the part of the model after it, model[1:], and add the bytes of the module's input."
+            )
+        weight = self._a_weight()
+        with torch.random.fork_rng():
+            probe = copy.deepcopy(self).train()
+            one, two = (
+                probe._window_tape_bytes(torch.zeros(k, 1, *features, dtype=weight.dtype, device=weight.device))
+                for k in (1, 2)
+            )
+        return lanes * (one + (window - 1) * (two - one))
+
+    def _window_tape_bytes(self, x: Tensor) -> int:
+        self.reset()
+        self.window(x)
+        tensors = [tensor for part in self._parts() for tensor in part._tape_tensors()]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        return sum(storages.values())
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Scale the weights to the data, layer by layer from the input up; the streams are left as they are.
+
+        Each neuron's weights are multiplied so that its membrane, without bias and reset and from rest, has the root
+        mean square over `x` that initialisation aims at: the threshold, for a readout 1 - beta.
+
+        Args:
+            x: (K, B, n) a batch of input as the model will see it, or (K, n).
+
+        Raises:
+            ValueError: as for `window`.
+            TypeError: as for `window`.
+        """
+        _, folded = self._fold_input(x, window=True)
+        self._calibrate(folded)
+
+    # -- what subclasses write -------------------------------------------------------------------------------------
+
+    def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]:
+        raise NotImplementedError
+
+    def _commit(self, step: Any, call: Call) -> None:
+        raise NotImplementedError
+
+    def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward:
+        raise NotImplementedError
+
+    def _calibrate(self, x: Tensor) -> None:
+        raise NotImplementedError
+
+    def _run_from_rest(self, x: Tensor) -> Tensor:
+        """The output (K, B, ...) for x (K, B, ...) of lanes that have seen nothing; changes no state."""
+        raise NotImplementedError
+
+    def _feature_shape(self) -> tuple[int, ...] | None:
+        """The shape of one lane's input at one step; None where it is unknown."""
+        raise NotImplementedError

@@ -1,0 +1,147 @@
+"""A stack of layers and stateless modules."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from ..rules import Rule
+from .layer import Layer
+from .online import Online, Part, PartBackward, Proposal
+from .stateless import Stateless
+from .streaming import Call, TapeKeeper
+
+
+class Sequential(Online, nn.Sequential):
+    """Layers, models and stateless `torch.nn` modules, one after the other, learning online.
+
+    Stateless modules (activation functions, LayerNorm, Dropout, a plain Linear and the like) see (K*B, ...) rows;
+    models of tracetorch's layers alone build no autograd graph at all.
+
+    Args:
+        modules: the modules, or one OrderedDict of them.
+        rule: the learning rule of every layer that has none of its own. InputTrace() by default.
+
+    Raises:
+        TypeError: a module that mixes lanes and steps, or keeps a state that is not ours.
+        ValueError: no layer among them; a layer that the rule cannot serve.
+
+    >>> import torch
+    >>> from tracetorch.nn import LI, LIF
+    >>> model = Sequential(LIF(4, 3), LI(3, 2))
+    >>> y = model.window(torch.ones(5, 1, 4))
+    >>> model.backward(torch.ones_like(y))
+    >>> model[0].synapse.weight.grad.shape
+    torch.Size([3, 4])
+    """
+
+    def __init__(self, *modules: nn.Module | OrderedDict[str, nn.Module], rule: Rule | None = None) -> None:
+        super().__init__()
+        self._adapters: dict[str, Stateless] = {}
+        only = modules[0] if len(modules) == 1 else None
+        for name, module in only.items() if isinstance(only, dict) else enumerate(modules):
+            self.add_module(str(name), module)  # type: ignore[arg-type]
+        layers = self._layers()
+        if not layers:
+            raise ValueError(
+                "Sequential: expected at least one layer of tracetorch, got none. "
+                "Use torch.nn.Sequential for a model without state."
+            )
+        if len(set(map(id, layers.values()))) < len(layers):
+            raise ValueError(
+                "Sequential: expected each layer once, got one that stands in several places, sharing its state. "
+                "Make a layer for each place."
+            )
+        for name, part in self._named_parts():
+            if isinstance(part, Stateless):
+                part.check(f"Sequential, module {name}")
+        for name, layer in layers.items():
+            if rule is not None and layer._rule is None:
+                with _named(name):
+                    layer.rule = rule
+
+    def _named_parts(self) -> list[tuple[str, Part]]:
+        """The children as parts: layers and models as they are, other modules through an adapter."""
+        parts: list[tuple[str, Part]] = []
+        for name, module in self._modules.items():
+            if isinstance(module, Online):
+                parts.append((name, module))
+                continue
+            adapter = self._adapters.get(name)
+            if adapter is None or adapter.module is not module:
+                adapter = self._adapters[name] = Stateless(module)
+            parts.append((name, adapter))
+        return parts
+
+    def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]:
+        proposals: list[Proposal] = []
+        for name, part in self._named_parts():
+            with _named(name):
+                x, more = part._propose(x, learning)
+            proposals += more
+        return x, proposals
+
+    def _commit(self, step: Any, call: Call) -> None:
+        """Nothing: the parts commit."""
+
+    def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward:
+        parts = self._named_parts()
+        # needs[i]: whether anything below part i asks for a learning signal
+        trains = [any(p.requires_grad for p in module.parameters()) for module in self._modules.values() if module]
+        needs = [signal or any(trains[:i]) for i in range(len(parts))]
+        updates: list[tuple[nn.Parameter, Tensor]] = []
+        below: Tensor | None = ls
+        for (name, part), need in reversed(list(zip(parts, needs, strict=True))):
+            if below is None:
+                break
+            with _named(name):
+                below, above, more = part._backward(below, above, need, call)
+            updates += more
+        return PartBackward(below, above, updates)
+
+    def _calibrate(self, x: Tensor) -> None:
+        parts = self._named_parts()
+        for i, (name, part) in enumerate(parts, start=1):
+            with _named(name):
+                part._calibrate(x)
+                if i < len(parts):
+                    x = part._run_from_rest(x)
+
+    def _run_from_rest(self, x: Tensor) -> Tensor:
+        for _, part in self._named_parts():
+            x = part._run_from_rest(x)
+        return x
+
+    def _feature_shape(self) -> tuple[int, ...] | None:
+        first = next(iter(self._modules.values()))
+        return first._feature_shape() if isinstance(first, Online) else None
+
+    def _layers(self) -> dict[str, Layer]:
+        return {
+            f"{name}.{inner}".rstrip("."): layer
+            for name, module in self._modules.items()
+            if isinstance(module, Online)
+            for inner, layer in module._layers().items()
+        }
+
+    def _parts(self) -> list[TapeKeeper]:
+        return [
+            keeper
+            for _, part in self._named_parts()
+            for keeper in ([part] if isinstance(part, Stateless) else cast(Online, part)._parts())
+        ]
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say in an error in which module it arose."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        if type(error) not in (ValueError, TypeError, RuntimeError):
+            raise
+        raise type(error)(f"Sequential, module {name}: {error}") from error

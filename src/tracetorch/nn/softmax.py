@@ -1,0 +1,160 @@
+"""The stochastic softmax readout."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..functional import rate, scan
+from ..rules.base import MembraneState, Reverse, Rule, Tape, Values
+from .layer import Layer, LayerStep, NeuronScan, OneOrEach
+from .streaming import Call
+
+
+class SoftmaxRecord(NamedTuple):
+    """What the reverse scan needs."""
+
+    mem: Tensor  # (K, B, m) membrane after each step
+    probs: Tensor  # (K, B, m) its softmax
+
+
+class SoftmaxNeuron:
+    """The dynamics of `Softmax`."""
+
+    name = "Softmax"
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self.generator = generator
+
+    def scan(self, values: Values, current: Tensor, start: MembraneState) -> NeuronScan:
+        """A window of steps."""
+        mem = scan.li(current, start.mem, values.beta)
+        probs = torch.softmax(mem, dim=-1)
+        return NeuronScan(self._sample(probs), SoftmaxRecord(mem, probs), MembraneState(mem[-1].clone()))
+
+    def _sample(self, probs: Tensor) -> Tensor:
+        """One-hot samples by inverting the cumulative distribution; one draw per lane and step, steps in turn.
+
+        Drawing step by step makes the samples the same however the steps are cut into windows.
+        """
+        steps, lanes, _ = probs.shape
+        draws = torch.empty(steps, lanes, 1, dtype=probs.dtype, device=probs.device)
+        for draw in draws:
+            draw.uniform_(generator=self.generator)
+        cumulative = probs.cumsum(-1)
+        index = torch.searchsorted(cumulative, draws * cumulative[..., -1:], right=True)
+        classes = probs.shape[-1]
+        return F.one_hot(index.squeeze(-1).clamp_(max=classes - 1), classes).to(probs.dtype)
+
+    def reverse(self, tape: Tape, ls: Tensor) -> Reverse:
+        """The window backwards, with ls = dL/dpi: straight through the sample, then through the softmax."""
+        mem, probs = tape.record
+        signal = rate.softmax_signal(ls, probs)
+        g, leftover, d_beta, _ = scan.li_reverse(signal, mem, tape.start.mem, tape.values.beta)
+        return Reverse(g, MembraneState(leftover), d_beta, None)
+
+    def drive(self, tape: Tape, name: str) -> Tensor:  # noqa: ARG002
+        """`v_{t-1}`, for beta."""
+        return scan.previous(tape.record.mem, tape.start.mem)
+
+    def output(self, tape: Tape) -> Tensor:
+        """The probabilities, of which the output is a sample."""
+        probs: Tensor = tape.record.probs
+        return probs
+
+    def rate(self, name: str) -> rate.RateEstimate:  # noqa: ARG002
+        """The probabilities that a constant current settles at."""
+        return rate.Softmax()
+
+
+class Softmax(Layer):
+    """A stochastic classifier: leaky integrators, and at each step one class drawn from their softmax.
+
+        v_t  = beta * v_{t-1} + W x_t + b
+        pi_t = softmax(v_t)                       `layer.probs`
+        output: a one-hot sample of pi_t, in eval mode too
+
+    Its learning signal is dL/dpi, passed straight through the sample; so a loss may be computed on the samples or, with
+    less noise, on `probs`.
+
+    Args:
+        in_features: n.
+        out_features: m, the classes.
+        synapse: an `nn.Linear` to use as it is, instead of the two sizes.
+        bias: whether the synapse made from the two sizes has a bias.
+        beta: decay of the membrane per step, in [0, 1] (dimensionless): one number, or one per neuron (m,). 0.9.
+        tau: its time constant in steps instead of beta: `beta = exp(-1 / tau)`.
+        learn_beta: make beta a parameter, `raw_beta`, inside (0, 1).
+        generator: what the samples are drawn with, on the device of the layer; by default torch's global one.
+        rule: the learning rule of this layer; by default the model's.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Shapes: a step (B, n) -> (B, m); a window (K, B, n) -> (K, B, m).
+
+    Raises:
+        ValueError: beta outside [0, 1], tau not above 0, both beta and tau, sizes and a synapse.
+        NotImplementedError: a synapse that is not known to be linear.
+
+    >>> layer = Softmax(2, 3)
+    >>> layer(torch.zeros(1, 2)).sum(), layer.probs
+    (tensor(1.), tensor([[0.3333, 0.3333, 0.3333]]))
+    """
+
+    neuron: SoftmaxNeuron
+
+    def __init__(
+        self,
+        in_features: int | None = None,
+        out_features: int | None = None,
+        *,
+        synapse: nn.Module | None = None,
+        bias: bool = True,
+        beta: OneOrEach | None = None,
+        tau: OneOrEach | None = None,
+        learn_beta: bool = False,
+        generator: torch.Generator | None = None,
+        rule: Rule | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_features,
+            out_features,
+            SoftmaxNeuron(generator),
+            synapse=synapse,
+            bias=bias,
+            beta=beta,
+            tau=tau,
+            learn_beta=learn_beta,
+            threshold=None,
+            learn_threshold=False,
+            rule=rule,
+            device=device,
+            dtype=dtype,
+        )
+        self._probs: Tensor | None = None
+
+    @property
+    def probs(self) -> Tensor:
+        """The probabilities pi of the latest call, in the shape of its output.
+
+        Raises:
+            RuntimeError: there is no latest call.
+        """
+        if self._probs is None:
+            raise RuntimeError(
+                "Softmax.probs: expected a call before, got none since the start or reset(). Call the model first."
+            )
+        return self._probs
+
+    def _commit(self, step: LayerStep, call: Call) -> None:
+        super()._commit(step, call)
+        self._probs = call.unfold(step.record.probs)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._probs = None

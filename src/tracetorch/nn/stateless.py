@@ -1,0 +1,115 @@
+"""The adapter that lets an ordinary torch module stand between layers.
+
+A stateless module sees (K*B, ...) rows. Its backward is a vector-Jacobian product: the module is run again on the
+input that was kept, under autograd, and the graph is freed at once. This is the only place where autograd runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .online import PartBackward, Proposal
+from .streaming import Call, Streaming
+
+
+class StatelessStep(NamedTuple):
+    """What is kept of the latest call."""
+
+    x: Tensor  # (K, B, ...) input
+    random_state: tuple[Tensor, ...]  # of torch's generators before the call, so that a dropout mask can be drawn again
+
+
+class Stateless:
+    """Adapts a module; holds no parameters of its own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._step: StatelessStep | None = None
+        self._call: Call | None = None
+
+    def check(self, where: str) -> None:
+        """Raise where the module is not a function of each step and lane by itself.
+
+        Raises:
+            TypeError: batch normalisation in training mode, a module with a state over time, one that works in place.
+        """
+        for module in self.module.modules():
+            kind = type(module).__name__
+            if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
+                raise TypeError(
+                    f"{where}: expected modules that treat each step and lane by itself, got {kind} in training mode, "
+                    f"which mixes lanes and steps. Use LayerNorm or GroupNorm, or put it in eval mode."
+                )
+            if isinstance(module, Streaming | nn.RNNBase | nn.RNNCellBase):
+                raise TypeError(
+                    f"{where}: expected stateless modules, got {kind}, whose state over time would be lost here. "
+                    f"Put layers of tracetorch directly in tt.Sequential; torch's recurrent modules have no place."
+                )
+            if getattr(module, "inplace", False):
+                raise TypeError(
+                    f"{where}: expected modules that leave their input as it is, got {kind} with inplace=True. "
+                    f"Set inplace=False."
+                )
+
+    def _run_from_rest(self, x: Tensor) -> Tensor:
+        y: Tensor = self.module(x.flatten(0, 1))
+        return y.reshape(*x.shape[:2], *y.shape[1:])
+
+    def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]:
+        self.check(type(self.module).__name__)
+        step = StatelessStep(x, _random_state(x)) if learning else None
+        return self._run_from_rest(x), [Proposal(self, step)]
+
+    def _commit(self, step: StatelessStep | None, call: Call) -> None:
+        self._step, self._call = step, call
+
+    def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward:  # noqa: ARG002
+        assert self._step is not None
+        assert self._call is call
+        x, random_state = self._step
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        if not signal and not parameters:
+            return PartBackward(None, None, [])
+        with torch.enable_grad(), _replayed(x, random_state):
+            leaf = x.detach().requires_grad_(signal)
+            y = self._run_from_rest(leaf)
+            wanted = [leaf, *parameters] if signal else parameters
+            gradients = list(torch.autograd.grad(y, wanted, ls, allow_unused=True))
+        ls_below = gradients.pop(0) if signal else None
+        updates = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+        return PartBackward(ls_below, None, updates)
+
+    def _calibrate(self, x: Tensor) -> None:
+        """Nothing: torch modules keep the weights they came with."""
+
+    def _forget(self) -> None:
+        self._step, self._call = None, None
+
+    def _tape_tensors(self) -> list[Tensor]:
+        return [] if self._step is None else [self._step.x]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold no latest call."""
+        return {"module": self.module, "_step": None, "_call": None}
+
+
+def _random_state(x: Tensor) -> tuple[Tensor, ...]:
+    states = [torch.get_rng_state()]
+    if x.is_cuda:
+        states.append(torch.cuda.get_rng_state(x.device))
+    return tuple(states)
+
+
+@contextmanager
+def _replayed(x: Tensor, random_state: tuple[Tensor, ...]) -> Iterator[None]:
+    """Within this context random numbers come as they did from `random_state` on; afterwards as if never drawn."""
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        torch.set_rng_state(random_state[0])
+        if x.is_cuda:
+            torch.cuda.set_rng_state(random_state[1], x.device)
+        yield

@@ -1,0 +1,176 @@
+"""What lanes remember between calls, and how it is reset, saved, counted and moved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .. import _checks
+
+if TYPE_CHECKING:
+    from .layer import Layer
+
+STREAM_STATE_VERSION = 1
+
+
+class Call:
+    """One forward call: the shape in which the user gave x, and the identity that ties backward to it."""
+
+    def __init__(self, window: bool, unbatched: bool, learning: bool) -> None:
+        self.window = window
+        self.unbatched = unbatched
+        self.learning = learning
+        self.y_shape: tuple[int, ...] = ()
+
+    def fold(self, tensor: Tensor) -> Tensor:
+        """From the user's shape to (K, B, ...)."""
+        if self.unbatched:
+            tensor = tensor.unsqueeze(1 if self.window else 0)
+        return tensor if self.window else tensor[None]
+
+    def unfold(self, tensor: Tensor) -> Tensor:
+        """From (K, B, ...) to the user's shape."""
+        if not self.window:
+            tensor = tensor[0]
+        return tensor.squeeze(1 if self.window else 0) if self.unbatched else tensor
+
+
+class TapeKeeper(Protocol):
+    """A part of a model that keeps something of the latest call."""
+
+    def _forget(self) -> None:
+        """Let go of the latest call."""
+
+    def _tape_tensors(self) -> list[Tensor]:
+        """What is kept of it."""
+
+
+class Streaming(nn.Module):
+    """The streams of a layer or model: one per lane."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._latest: Call | None = None
+        self._ended = "none has been made"
+
+    @torch.no_grad()
+    def reset(self, mask: Tensor | None = None) -> None:
+        """Make lanes forget: membranes and traces start from zero. Ends the latest call.
+
+        Args:
+            mask: (B,) bool, the lanes that forget; the others keep their state, traces advanced. Default: all lanes,
+                and the next call may have another number of them.
+
+        Raises:
+            RuntimeError: a mask was given before any call.
+            TypeError: the mask is not boolean.
+            ValueError: the mask has another number of lanes.
+        """
+        where = f"{type(self).__name__}.reset"
+        layers = self._layers()
+        if mask is None:
+            states = dict.fromkeys(layers)
+        else:
+            _checks.is_tensor(where, "mask", mask)
+            if mask.dtype != torch.bool:
+                raise TypeError(f"{where}: expected mask to be bool, got {mask.dtype}. Convert it with mask.bool().")
+            lanes = self._lanes()
+            if lanes is None:
+                raise RuntimeError(
+                    f"{where}: expected a call before reset(mask), got none since the start or the last reset(): "
+                    f"there are no lanes yet. Leave out the mask, or call the model first."
+                )
+            _checks.same_shape(where, "mask", mask, (lanes,), "Give one entry per lane.")
+            states = {name: layer._masked_state(mask) for name, layer in layers.items()}
+        self._put(states, "reset() ended the latest")
+
+    @torch.no_grad()
+    def stream_state(self) -> dict[str, Any]:
+        """What the lanes remember, as plain data: membranes and advanced traces, no tape. Not part of `state_dict()`.
+
+        Returns:
+            {"version", "lanes", "rules", "tensors"}, which `torch.save` and `torch.load` take.
+        """
+        layers = self._layers()
+        return {
+            "version": STREAM_STATE_VERSION,
+            "lanes": self._lanes(),
+            "rules": {name: repr(layer.rule) for name, layer in layers.items()},
+            "tensors": {name: layer._state_tensors() for name, layer in layers.items()},
+        }
+
+    @torch.no_grad()
+    def load_stream_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `stream_state` returned. Ends the latest call.
+
+        Raises:
+            ValueError: the state is of another version, model, rule or shape.
+        """
+        where = f"{type(self).__name__}.load_stream_state"
+        version = state.get("version") if isinstance(state, dict) else type(state).__name__
+        if version != STREAM_STATE_VERSION:
+            raise ValueError(
+                f"{where}: expected a stream state of version {STREAM_STATE_VERSION}, got {version}. "
+                f"Give what stream_state() of this version of tracetorch returned."
+            )
+        layers = self._layers()
+        rules = {name: repr(layer.rule) for name, layer in layers.items()}
+        if state["rules"] != rules:
+            raise ValueError(
+                f"{where}: expected the state of a model with the layers and rules {rules}, got {state['rules']}. "
+                f"Build the model as it was when the state was saved."
+            )
+        states = {
+            name: layer._state_from(where, name, state["tensors"][name], state["lanes"])
+            for name, layer in layers.items()
+        }
+        self._put(states, "load_stream_state() ended the latest")
+
+    def state_bytes(self, lanes: int | None = None) -> int:
+        """The bytes kept between two calls, however many steps have gone by: membranes and traces.
+
+        Args:
+            lanes: B; by default as many as there are, or 1.
+
+        Raises:
+            ValueError: lanes is below 1.
+        """
+        lanes = (self._lanes() or 1) if lanes is None else lanes
+        _checks.at_least_one(f"{type(self).__name__}.state_bytes", "lanes", lanes)
+        return sum(layer._state_bytes_per_lane() for layer in self._layers().values()) * lanes
+
+    def _put(self, states: dict[str, Any], ended: str) -> None:
+        for part in self._parts():
+            part._forget()
+        for name, layer in self._layers().items():
+            layer._state = states[name]
+        self._end(ended)
+
+    def _end(self, why: str) -> None:
+        """The latest call can no longer be gone back to; messages say why."""
+        self._latest = None
+        self._ended = why
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold no latest call."""
+        return self.__dict__ | {"_latest": None, "_ended": "a copy has none yet"}
+
+    def _a_weight(self) -> Tensor:
+        """A weight, for its dtype and device."""
+        return next(iter(self._layers().values())).weight
+
+    def _lanes(self) -> int | None:
+        """How many lanes there are; None before the first call."""
+        return next((layer._state.neuron[0].shape[0] for layer in self._layers().values() if layer._state), None)
+
+    # -- what subclasses write -------------------------------------------------------------------------------------
+
+    def _layers(self) -> dict[str, Layer]:
+        """The layers by name."""
+        raise NotImplementedError
+
+    def _parts(self) -> list[TapeKeeper]:
+        """Everything that keeps something of the latest call."""
+        raise NotImplementedError
