@@ -1,0 +1,108 @@
+"""Models as data: a new layer, neuron or rule is a new row here, and all shared tests run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import tracetorch as tt
+from tracetorch import testing
+from tracetorch.nn.online import Online
+from tracetorch.rules import Rule
+
+N, HIDDEN, M = 9, 8, 5  # inputs, hidden neurons, outputs
+T, B = 21, 3  # steps, lanes
+WINDOWS = (1, 3, 7, T)
+F64 = {"dtype": torch.float64}
+LEARNED = {"learn_beta": True, "learn_threshold": True}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the sizes of what it takes."""
+
+    name: str
+    build: Callable[[Rule], Online]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def make(self, rule: Rule, seed: int = 0) -> tuple[Online, Tensor, Tensor]:
+        """The model with `rule`, calibrated and alive, an input (T, B, N) and a learning signal (T, B, M).
+
+        Few neurons may all be silent by chance, so seeds are tried from `seed` on.
+        """
+        torch.manual_seed(seed)
+        model = self.build(rule)
+        x = torch.bernoulli(torch.full((T, B, N), 0.3, **F64))
+        ls = torch.randn(T, B, M, **F64)
+        model.calibrate(x)
+        try:
+            testing.assert_alive(model, x)
+        except AssertionError:
+            if seed > 20:
+                raise
+            return self.make(rule, seed + 1)
+        return model, x, ls
+
+
+def hidden(n: int = N, m: int = HIDDEN, **options: object) -> tt.LIF:
+    return tt.LIF(n, m, **(LEARNED | F64 | {"beta": 0.85, "threshold": 0.9} | options))
+
+
+ONE_LAYER = [
+    Case("LIF", lambda rule: hidden(N, M, rule=rule)),
+    Case("LIF, a threshold per neuron", lambda rule: hidden(N, M, threshold=torch.linspace(0.5, 1.5, M), rule=rule)),
+    Case("LIF, another surrogate", lambda rule: hidden(N, M, surrogate=tt.surrogate.FastSigmoid(), rule=rule)),
+    Case("LIF, no bias, constants", lambda rule: tt.LIF(N, M, bias=False, tau=8.0, rule=rule, **F64)),
+    Case("LIF, stateless", lambda rule: tt.LIF(N, M, beta=0.0, rule=rule, **F64)),
+    Case("LIF, perfect integrator", lambda rule: tt.LIF(N, M, beta=1.0, learn_threshold=True, rule=rule, **F64)),
+    Case("LI", lambda rule: tt.LI(N, M, learn_beta=True, rule=rule, **F64)),
+    Case("LI, perfect integrator", lambda rule: tt.LI(N, M, beta=1.0, rule=rule, **F64)),
+    Case("Softmax", lambda rule: tt.Softmax(N, M, learn_beta=True, rule=rule, **F64)),
+]
+UNDER_A_LINEAR_HEAD = [
+    Case("LIF, Linear", lambda rule: tt.Sequential(hidden(), nn.Linear(HIDDEN, M, **F64), rule=rule))
+]
+
+
+def _deep(depth: int, readout: Callable[[], nn.Module]) -> Callable[[Rule], Online]:
+    def build(rule: Rule) -> Online:
+        layers = [hidden(N if i == 0 else HIDDEN) for i in range(depth)]
+        return tt.Sequential(*layers, readout(), rule=rule)
+
+    return build
+
+
+DEEP = [
+    Case("2 LIF", lambda rule: tt.Sequential(hidden(), hidden(HIDDEN, M), rule=rule)),
+    Case("LIF, LI", _deep(1, lambda: tt.LI(HIDDEN, M, learn_beta=True, **F64))),
+    Case("2 LIF, Softmax", _deep(2, lambda: tt.Softmax(HIDDEN, M, learn_beta=True, **F64))),
+    Case("3 LIF, LI", _deep(3, lambda: tt.LI(HIDDEN, M, learn_beta=True, **F64))),
+    Case(
+        "a Softmax inside",
+        lambda rule: tt.Sequential(
+            hidden(), tt.Softmax(HIDDEN, 6, generator=torch.Generator().manual_seed(5), **F64), hidden(6, M), rule=rule
+        ),
+    ),
+    Case(
+        "stateless modules between",
+        lambda rule: tt.Sequential(
+            nn.Linear(N, HIDDEN, **F64),
+            hidden(HIDDEN),
+            nn.LayerNorm(HIDDEN, **F64),
+            nn.Tanh(),
+            hidden(HIDDEN, M),
+            rule=rule,
+        ),
+    ),
+    Case("a model in a model", lambda rule: tt.Sequential(tt.Sequential(hidden()), tt.LI(HIDDEN, M, **F64), rule=rule)),
+]
+A_BETA_PER_NEURON = [
+    Case("LIF, a beta per neuron", lambda rule: hidden(N, M, beta=torch.linspace(0.5, 0.95, M), rule=rule)),
+    Case("LI, a beta per neuron", lambda rule: tt.LI(N, M, tau=[2.0, 4, 8, 16, 32], learn_beta=True, rule=rule, **F64)),
+]
+ALL = ONE_LAYER + UNDER_A_LINEAR_HEAD + DEEP + A_BETA_PER_NEURON
