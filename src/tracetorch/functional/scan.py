@@ -19,7 +19,8 @@ Reverse scan, given ls_t = dL/ds_t (LI: dL/dv_t), from t = K down with a_K = 0:
     dL/dbeta  =   sum_t g_t * v_{t-1}
     dL/dtheta = - sum_t (psi(u_t) * ls_t + a_t * s_t)
 
-`a_0` is what is left over: the gradient with respect to the state that the window began with.
+`a_0` is what is left over: the gradient with respect to the state that the window began with. All of it runs outside
+autograd: the reverse scans *are* the derivatives.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class ReverseScan(NamedTuple):
     threshold: Tensor | None  # (B, m) dL/dtheta likewise; None for neurons without a threshold
 
 
+@torch.no_grad()
 def lif(current: Tensor, mem: Tensor, beta: Tensor, threshold: Tensor, surrogate: Surrogate) -> LIFScan:
     """Run a window of LIF steps.
 
@@ -74,6 +76,7 @@ def lif(current: Tensor, mem: Tensor, beta: Tensor, threshold: Tensor, surrogate
     return LIFScan(spk, u, mem)
 
 
+@torch.no_grad()
 def lif_reverse(
     ls: Tensor, u: Tensor, mem: Tensor, beta: Tensor, threshold: Tensor, surrogate: Surrogate
 ) -> ReverseScan:
@@ -100,6 +103,7 @@ def lif_membrane(u: Tensor, threshold: Tensor, spk: Tensor) -> Tensor:
     return torch.addcmul(u, 1 - spk, threshold)
 
 
+@torch.no_grad()
 def li(current: Tensor, mem: Tensor, beta: Tensor) -> Tensor:
     """Run a window of LI steps: (K, B, m) currents, (B, m) membrane -> (K, B, m) membranes.
 
@@ -112,6 +116,7 @@ def li(current: Tensor, mem: Tensor, beta: Tensor) -> Tensor:
     return out
 
 
+@torch.no_grad()
 def li_reverse(ls: Tensor, out: Tensor, mem: Tensor, beta: Tensor) -> ReverseScan:
     """Run a window of LI steps backwards.
 

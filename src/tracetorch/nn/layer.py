@@ -297,7 +297,8 @@ class Layer(Online):
         return (self.in_features,)
 
     def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]:
-        self._check_input(x)
+        self._check_features(x)
+        self._check_lanes(x)
         state = self._advanced_state() or LayerState(self._rest(x.shape[1]), None)
         traces = None
         if learning:
@@ -307,17 +308,18 @@ class Layer(Online):
         tape = Tape(x, run.record, state.neuron, values) if learning else None
         return run.y, [Proposal(self, LayerStep(LayerState(run.state, traces), run.record, tape))]
 
-    def _check_input(self, x: Tensor) -> None:
-        where = type(self).__name__
+    def _check_features(self, x: Tensor) -> None:
         if x.shape[2:] != self._feature_shape():
             raise ValueError(
-                f"{where}: expected {self.in_features} inputs, got {tuple(x.shape[2:])} from the module below. "
+                f"{type(self).__name__}: expected {self.in_features} inputs, got {tuple(x.shape[2:])} from the module below. "
                 f"Make the sizes agree."
             )
+
+    def _check_lanes(self, x: Tensor) -> None:
         if self._state is not None and self._state.neuron.mem.shape[0] != x.shape[1]:
             raise ValueError(
-                f"{where}: expected {self._state.neuron.mem.shape[0]} lanes as in the calls before, got {x.shape[1]}. "
-                f"Call reset() first to start other streams."
+                f"{type(self).__name__}: expected {self._state.neuron.mem.shape[0]} lanes as in the calls before, "
+                f"got {x.shape[1]}. Call reset() first to start other streams."
             )
 
     def _commit(self, step: LayerStep, call: Call) -> None:
@@ -341,7 +343,7 @@ class Layer(Online):
         return PartBackward(result.ls_below, result.below, updates)
 
     def _calibrate(self, x: Tensor) -> None:
-        self._check_input(x)
+        self._check_features(x)
         values, bias = self.values(), self.synapse.bias
         current = self.current(x) if bias is None else self.current(x) - cast(Tensor, bias)
         membrane = scan.li(current, self._rest(x.shape[1]).mem, values.beta)
@@ -398,9 +400,9 @@ class Layer(Online):
 
     def _state_from(self, where: str, name: str, tensors: dict[str, Tensor], lanes: int | None) -> LayerState | None:
         """The state that `_state_tensors` wrote, checked against this layer."""
-        if not tensors or lanes is None:
+        if lanes is None and not tensors:
             return None
-        template = LayerState(self._rest(lanes), self.rule.start(self, lanes))
+        template = LayerState(self._rest(lanes or 0), self.rule.start(self, lanes or 0))
         if not any(key.startswith("traces.") for key in tensors):  # saved in eval mode
             template = template._replace(traces=None)
         expected = {key: tuple(tensor.shape) for key, tensor in flatten(template).items()}

@@ -1,0 +1,375 @@
+"""Bad input: the message says what came, what was expected and what to do; the state is as it was before."""
+
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import tracetorch as tt
+
+N, H, M, B = 4, 3, 2, 2
+
+
+def make() -> tt.Sequential:
+    torch.manual_seed(0)
+    model = tt.Sequential(tt.LIF(N, H, learn_beta=True), tt.LI(H, M))
+    model(torch.ones(B, N))
+    model.backward(torch.ones(B, M))
+    return model
+
+
+def snapshot(model: tt.Sequential) -> dict:
+    return {
+        "state": model.stream_state(),
+        "grads": [p.grad.clone() for p in model.parameters()],
+        "latest": model._latest,
+    }
+
+
+@contextlib.contextmanager
+def unchanged(model: tt.Sequential):
+    before = snapshot(model)
+    yield
+    after = snapshot(model)
+    torch.testing.assert_close(after["state"]["tensors"], before["state"]["tensors"], rtol=0, atol=0)
+    torch.testing.assert_close(after["grads"], before["grads"], rtol=0, atol=0)
+    assert after["latest"] is before["latest"]
+
+
+NAN = torch.full((B, N), float("nan"))
+BAD_INPUTS = [
+    (torch.ones(B, N + 1), ValueError, r"Sequential: expected x of shape \(B, 4\), got \(2, 5\)"),
+    (torch.ones(B, 2, N), ValueError, r"expected x of shape \(B, 4\), got \(2, 2, 4\). Flatten it first"),
+    (torch.ones(()), ValueError, r"expected x of shape \(B, 4\), got \(\)"),
+    (
+        torch.ones(B, N, dtype=torch.int64),
+        TypeError,
+        r"expected x to be torch.float32 like the weights, or bool, got torch.int64",
+    ),
+    (torch.ones(B, N, dtype=torch.complex64), TypeError, "got torch.complex64"),
+    (torch.ones(B, N, dtype=torch.float64), TypeError, r"got torch.float64. Convert it with x.to\(torch.float32\)"),
+    (
+        torch.ones(B, N).requires_grad_(),
+        TypeError,
+        r"expected x without requires_grad.*backward\(ls, input_signal=True\)",
+    ),
+    ([[1.0]], TypeError, "expected x to be a torch.Tensor, got list"),
+    (
+        torch.ones(B + 1, N),
+        ValueError,
+        r"module 0: LIF: expected 2 lanes as in the calls before, got 3. Call reset\(\) first",
+    ),
+    (torch.ones(0, N), ValueError, "expected at least one step and one lane"),
+    (NAN, ValueError, r"expected finite numbers in x, got 8 that are not, the first \(nan\) at index \(0, 0\)"),
+    (torch.full((B, N), float("inf")), ValueError, "expected finite numbers in x"),
+    (torch.ones(B, N, device="meta"), ValueError, "expected x on cpu like the weights, got meta"),
+]
+
+
+@pytest.mark.parametrize(("x", "kind", "message"), BAD_INPUTS)
+def test_a_bad_step_is_refused(x: torch.Tensor, kind: type[Exception], message: str) -> None:
+    model = make()
+    with unchanged(model), pytest.raises(kind, match=message):
+        model(x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, B, N + 1), r"expected a window of x of shape \(K, B, 4\), got \(3, 2, 5\)"),
+        ((0, B, N), "expected at least one step"),
+        ((3, B + 1, N), "expected 2 lanes"),
+        ((1, 3, B, N), r"expected a window of x of shape \(K, B, 4\)"),
+    ],
+)
+def test_a_bad_window_is_refused(shape: tuple[int, ...], message: str) -> None:
+    model = make()
+    with unchanged(model), pytest.raises(ValueError, match=message):
+        model.window(torch.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("ls", "kind", "message"),
+    [
+        (
+            torch.ones(B, M + 1),
+            ValueError,
+            r"Sequential.backward: expected ls of shape \(2, 2\), got \(2, 3\). ls is dL/dy",
+        ),
+        (torch.tensor(0.5), ValueError, r"expected ls of shape \(2, 2\), got \(\)"),
+        (torch.ones(1, B, M), ValueError, r"expected ls of shape \(2, 2\), got \(1, 2, 2\)"),
+        (torch.ones(B, M, dtype=torch.float64), TypeError, "expected ls to be torch.float32 like y, got torch.float64"),
+        (torch.ones(B, M, dtype=torch.int64), TypeError, "expected ls to be a floating-point tensor, got torch.int64"),
+        (1.0, TypeError, "expected ls to be a torch.Tensor, got float"),
+        (torch.full((B, M), float("nan")), ValueError, "expected finite numbers in ls"),
+    ],
+)
+def test_a_bad_signal_is_refused(ls: torch.Tensor, kind: type[Exception], message: str) -> None:
+    model = make()
+    with unchanged(model), pytest.raises(kind, match=message):
+        model.backward(ls)
+
+
+def test_the_check_for_finite_numbers_can_be_switched_off() -> None:
+    layer = tt.LI(N, M)
+    layer.check_finite = False
+    assert layer(NAN).isnan().all()
+
+
+def test_large_but_finite_numbers_pass() -> None:
+    model = make()
+    model(torch.full((B, N), 3e38))  # their sum overflows
+
+
+def before_any_call(model: tt.Sequential) -> tt.Sequential:
+    return tt.Sequential(tt.LIF(N, H), tt.LI(H, M))
+
+
+def after_reset(model: tt.Sequential) -> tt.Sequential:
+    model.reset()
+    return model
+
+
+def after_masked_reset(model: tt.Sequential) -> tt.Sequential:
+    model.reset(torch.tensor([True, False]))
+    return model
+
+
+def in_eval_mode(model: tt.Sequential) -> tt.Sequential:
+    model.eval()
+    model(torch.ones(B, N))
+    return model
+
+
+def after_loading_a_state(model: tt.Sequential) -> tt.Sequential:
+    model.load_stream_state(model.stream_state())
+    return model
+
+
+def after_another_rule(model: tt.Sequential) -> tt.Sequential:
+    model[0].rule = tt.Truncated()
+    return model
+
+
+def after_a_layers_own_call(model: tt.Sequential) -> tt.Sequential:
+    model[1](torch.ones(B, H))
+    return model
+
+
+def after_a_layers_own_reset(model: tt.Sequential) -> tt.Sequential:
+    model[0].reset()
+    return model
+
+
+def after_moving(model: tt.Sequential) -> tt.Sequential:
+    return model.double().float()
+
+
+@pytest.mark.parametrize(
+    ("situation", "message"),
+    [
+        (
+            before_any_call,
+            "Sequential.backward: expected a forward call in training mode to go back to, but none has been",
+        ),
+        (after_reset, r"but reset\(\) ended the latest"),
+        (after_masked_reset, r"but reset\(\) ended the latest"),
+        (in_eval_mode, "but the latest ran in eval mode"),
+        (after_loading_a_state, r"but load_stream_state\(\) ended the latest"),
+        (after_another_rule, "module 0: LIF: expected to be as the model's latest call left it"),
+        (after_a_layers_own_call, "module 1: LI: expected to be as the model's latest call left it"),
+        (after_a_layers_own_reset, "module 0: LIF: expected to be as the model's latest call left it"),
+        (after_moving, "expected to be as the model's latest call left it"),
+    ],
+)
+def test_backward_without_a_call_to_go_back_to_is_refused(
+    situation: Callable[[tt.Sequential], tt.Sequential], message: str
+) -> None:
+    model = situation(make())
+    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    with pytest.raises(RuntimeError, match=message):
+        model.backward(torch.ones(B, M))
+    for p, grad in zip(model.parameters(), grads, strict=True):
+        assert (p.grad is None) if grad is None else torch.equal(p.grad, grad)
+
+
+@pytest.mark.parametrize("change", ["x", "y"])
+def test_a_tensor_modified_in_place_is_noticed(change: str) -> None:
+    model = make()
+    x = torch.ones(B, N)
+    y = model(x)
+    (x if change == "x" else y).mul_(2)
+    grads = [p.grad.clone() for p in model.parameters()]
+    for call in (lambda: model.backward(torch.ones(B, M)), lambda: model(torch.ones(B, N))):
+        with pytest.raises(
+            RuntimeError, match=r"x and y unchanged, but one of them was modified in place.*x.clone\(\)"
+        ):
+            call()
+    for p, grad in zip(model.parameters(), grads, strict=True):
+        assert torch.equal(p.grad, grad)
+    model.reset()
+    model(torch.ones(B, N))
+
+
+@pytest.mark.parametrize(
+    ("mask", "kind", "message"),
+    [
+        (torch.ones(B), TypeError, "Sequential.reset: expected mask to be bool, got torch.float32"),
+        (torch.ones(B + 1, dtype=torch.bool), ValueError, r"expected mask of shape \(2,\), got \(3,\)"),
+        ([True, False], TypeError, "expected mask to be a torch.Tensor, got list"),
+    ],
+)
+def test_a_bad_mask_is_refused(mask: torch.Tensor, kind: type[Exception], message: str) -> None:
+    model = make()
+    with unchanged(model), pytest.raises(kind, match=message):
+        model.reset(mask)
+
+
+def test_a_masked_reset_before_any_call_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"expected a call before reset\(mask\)"):
+        tt.LIF(N, H).reset(torch.ones(B, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"beta": 1.1}, r"LIF: expected beta in \[0, 1\], got 1.1"),
+        ({"beta": -0.1}, r"expected beta in \[0, 1\], got -0.1"),
+        ({"beta": float("nan")}, r"expected beta in \[0, 1\], got nan"),
+        ({"beta": 1.0, "learn_beta": True}, "expected a learned beta strictly between 0 and 1, got 1.0"),
+        ({"beta": 0.0, "learn_beta": True}, "expected a learned beta strictly between 0 and 1, got 0.0"),
+        ({"beta": [0.5, 0.6]}, r"expected beta to be one number or one per neuron \(3,\), got shape \(2,\)"),
+        ({"tau": 0.0}, r"expected tau \(steps\) above 0, got 0.0"),
+        ({"tau": -2.0}, r"expected tau \(steps\) above 0, got -2.0"),
+        ({"tau": 5.0, "beta": 0.5}, "expected beta or tau, got both"),
+        ({"threshold": 0.0}, "expected threshold above 0, got 0.0"),
+        ({"threshold": -1.0}, "expected threshold above 0, got -1.0"),
+        ({"threshold": float("inf")}, "expected threshold above 0, got inf"),
+        (
+            {"beta": [0.5, 0.6, 0.7], "rule": tt.InputTrace()},
+            "InputTrace: expected LIF to have one beta for the whole layer",
+        ),
+    ],
+)
+def test_bad_parameters_are_refused(kwargs: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tt.LIF(N, H, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("build", "kind", "message"),
+    [
+        (lambda: tt.LIF(N), ValueError, "LIF: expected in_features and out_features, or synapse=, got in_features=4"),
+        (
+            lambda: tt.LIF(N, H, synapse=nn.Linear(N, H)),
+            ValueError,
+            "and a synapse. Give the two sizes, or the synapse",
+        ),
+        (lambda: tt.LIF(0, H), ValueError, "expected in_features to be a whole number of at least 1, got 0"),
+        (lambda: tt.LI(N, 2.0), ValueError, "expected out_features to be a whole number of at least 1, got 2.0"),
+        (
+            lambda: tt.LIF(synapse=nn.Tanh()),
+            NotImplementedError,
+            r"gradient and transpose are known \(nn.Linear\), got Tanh",
+        ),
+        (lambda: tt.LIF(synapse=torch.tanh), TypeError, "expected synapse to be a torch.nn.Module"),
+        (lambda: tt.LIF(N, H, surrogate=torch.sigmoid), TypeError, "LIF: expected surrogate to be a Surrogate"),
+        (lambda: tt.LIF(N, H, rule=tt.InputTrace), TypeError, "expected rule to be a Rule such as InputTrace"),
+        (
+            lambda: tt.LIF(synapse=nn.Linear(N, H, dtype=torch.complex64)),
+            TypeError,
+            "expected the synapse's weight to be",
+        ),
+        (lambda: tt.Sequential(), ValueError, "Sequential: expected at least one layer of tracetorch, got none"),
+        (lambda: tt.Sequential(nn.Linear(2, 2)), ValueError, "expected at least one layer of tracetorch"),
+        (
+            lambda: tt.Sequential(tt.LIF(N, H), nn.BatchNorm1d(H)),
+            TypeError,
+            "module 1: expected modules that treat each step and lane by itself, got BatchNorm1d",
+        ),
+        (lambda: tt.Sequential(tt.LIF(N, H), nn.RNN(H, H)), TypeError, "got RNN, whose state over time would be lost"),
+        (
+            lambda: tt.Sequential(tt.LIF(N, H), nn.Sequential(tt.LIF(H, H))),
+            TypeError,
+            "Put layers of tracetorch directly in tt.Sequential",
+        ),
+        (lambda: tt.Sequential(tt.LIF(N, H), nn.ReLU(inplace=True)), TypeError, "got ReLU with inplace=True"),
+        (
+            lambda: tt.Sequential(tt.LIF(N, N), tt.LIF(N, H, tau=[2.0, 3, 4]), rule=tt.InputTrace()),
+            ValueError,
+            "Sequential, module 1: InputTrace: expected LIF to have one beta for the whole layer, got one per neuron",
+        ),
+    ],
+)
+def test_bad_models_are_refused(build: Callable[[], object], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        build()
+
+
+def test_a_layer_in_two_places_is_refused() -> None:
+    layer = tt.LIF(N, N)
+    with pytest.raises(ValueError, match="expected each layer once"):
+        tt.Sequential(layer, layer)
+
+
+def test_a_beta_per_neuron_is_refused_by_the_default_rule_at_the_first_call() -> None:
+    layer = tt.LIF(N, H, tau=[2.0, 3.0, 4.0])
+    with pytest.raises(ValueError, match=r"InputTrace: expected LIF to have one beta.*rule=Truncated"):
+        layer(torch.ones(B, N))
+    assert layer.mem is None
+    layer.eval()
+    layer(torch.ones(B, N))  # without learning there is nothing to refuse
+
+
+def test_sizes_that_do_not_fit_are_refused_and_leave_the_layers_below_as_they_were() -> None:
+    model = tt.Sequential(tt.LIF(N, H), tt.LI(H + 1, M))
+    with pytest.raises(
+        ValueError, match=r"Sequential, module 1: LI: expected 4 inputs, got \(3,\) from the module below"
+    ):
+        model(torch.ones(B, N))
+    assert model[0].mem is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s | {"version": 0}, "expected a stream state of version 1, got 0"),
+        (lambda _: {}, "expected a stream state of version 1, got None"),
+        (lambda _: torch.ones(1), "expected a stream state of version 1, got Tensor"),
+        (lambda s: s | {"rules": {"0": "InputTrace()"}}, "expected the state of a model with the layers and rules"),
+        (lambda s: s | {"lanes": None}, "Build the model as it was"),
+        (lambda s: s | {"lanes": 3}, r"expected LIF 0 to have .*\(3, 3\).*, got .*\(2, 3\)"),
+        (lambda s: s | {"tensors": s["tensors"] | {"1": {}}}, "expected LI 1 to have"),
+        (
+            lambda s: s | {"tensors": {k: {n: t[:, :1] for n, t in v.items()} for k, v in s["tensors"].items()}},
+            "Build the model as it was when the state was saved",
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(spoil: Callable[[dict], dict], message: str) -> None:
+    model = make()
+    state = spoil(model.stream_state())
+    with unchanged(model), pytest.raises(ValueError, match=message):
+        model.load_stream_state(state)
+
+
+def test_probs_before_a_call_are_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"Softmax.probs: expected a call before"):
+        _ = tt.Softmax(2, 2).probs
+
+
+@pytest.mark.parametrize(("lanes", "window"), [(0, 1), (1, 0), (1.5, 1)])
+def test_counting_bytes_of_nothing_is_refused(lanes: int, window: int) -> None:
+    with pytest.raises(ValueError, match=r"tape_bytes: expected (lanes|window) to be a whole number of at least 1"):
+        make().tape_bytes(lanes, window)
+
+
+def test_counting_bytes_of_unknown_inputs_is_refused() -> None:
+    model = tt.Sequential(nn.Flatten(), tt.LIF(N, H))
+    with pytest.raises(ValueError, match="expected a model that starts with a layer"):
+        model.tape_bytes()
+    with pytest.raises(ValueError, match=r"expected x of shape \(B, ...\), got \(\)"):
+        model(torch.ones(()))

@@ -1,0 +1,243 @@
+"""Steps and windows, lanes, resets, saved states, and the order of calls."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+import tracetorch as tt
+from cases import ALL, F64, HIDDEN, ONE_LAYER, Case, M, N, T, hidden
+from tracetorch import testing
+
+RULES = [tt.InputTrace(), tt.Truncated(), tt.MeanRate(value="measured"), tt.MeanRate(learn_decay=True)]
+
+
+def fresh_generators(model: tt.nn.online.Online, seed: int = 3) -> None:
+    for module in model.modules():
+        if isinstance(module, tt.Softmax):
+            module.neuron.generator = torch.Generator().manual_seed(seed)
+
+
+def assert_same_state(a: dict, b: dict) -> None:
+    assert a["lanes"] == b["lanes"]
+    for name, tensors in a["tensors"].items():
+        assert tensors.keys() == b["tensors"][name].keys()
+        for key, value in tensors.items():
+            torch.testing.assert_close(value, b["tensors"][name][key], rtol=1e-10, atol=1e-12, msg=f"{name}.{key}")
+
+
+@pytest.mark.parametrize("rule", [tt.Truncated(), tt.MeanRate(value="measured")], ids=str)
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_steps_and_windows_give_the_same_outputs_and_states(case: Case, rule: tt.rules.Rule) -> None:
+    if isinstance(rule, tt.MeanRate) and "perfect" in case.name and "LI," in case.name:
+        pytest.skip("MeanRate has no estimate for a perfect integrator")
+    model, x, _ = case.make(rule)
+    results = []
+    for cut in ([1] * T, [T], [3] * (T // 3), [1, T - 1], [T - 1, 1], [7, 1, 13]):
+        fresh_generators(model)
+        model.reset()
+        y = torch.cat([model(part[0])[None] if len(part) == 1 else model.window(part) for part in x.split(cut)])
+        results.append((y, model.stream_state()))
+    for y, state in results[1:]:
+        torch.testing.assert_close(y, results[0][0], rtol=1e-10, atol=1e-12)
+        assert_same_state(state, results[0][1])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_lanes_are_independent(rule: tt.rules.Rule) -> None:
+    model = tt.Sequential(hidden(), hidden(HIDDEN, M), tt.LI(M, M, **F64), rule=rule)
+    torch.manual_seed(0)
+    x, ls = torch.rand(T, 4, N, **F64), torch.randn(T, 4, M, **F64)
+    together = testing.online_gradients(model, x, ls, 5)
+    apart = [testing.online_gradients(model, x[:, i : i + 1], ls[:, i : i + 1], 5) for i in range(4)]
+    testing.assert_gradients_close(together, {name: sum(a[name] for a in apart) for name in together})
+
+
+def test_a_single_lane_may_come_without_its_dimension() -> None:
+    model = tt.Sequential(hidden(), tt.Softmax(HIDDEN, M, **F64))
+    x = torch.rand(T, N, **F64)
+    assert model(x[0]).shape == (M,)
+    assert model[-1].probs.shape == (M,)
+    assert model.backward(torch.ones(M, **F64), input_signal=True).shape == (N,)
+    y = model.window(x)
+    assert y.shape == (T, M)
+    assert model.backward(torch.ones(T, M, **F64), input_signal=True).shape == (T, N)
+    assert model(x[:1]).shape == (1, M)
+
+
+def test_booleans_are_cast() -> None:
+    layer = hidden()
+    x = torch.rand(2, N) < 0.5
+    y = layer(x)
+    layer.reset()
+    assert torch.equal(layer(x.double()), y)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_stream_state_round_trips(rule: tt.rules.Rule) -> None:
+    torch.manual_seed(0)
+    model = tt.Sequential(hidden(), tt.LI(HIDDEN, M, learn_beta=True, **F64), rule=rule)
+    x, ls = torch.rand(T, 2, N, **F64), torch.randn(T, 2, M, **F64)
+    model.window(x[:10])
+    file = io.BytesIO()
+    torch.save(model.stream_state(), file)
+    file.seek(0)
+    other = copy.deepcopy(model)
+    other.reset()
+    other.load_stream_state(torch.load(file, weights_only=True))
+    for part in (model, other):
+        part.zero_grad()
+        part.window(x[10:])
+        part.backward(ls[10:])
+    testing.assert_gradients_close(
+        *({name: p.grad for name, p in part.named_parameters() if p.grad is not None} for part in (other, model))
+    )
+
+
+def test_taking_a_stream_state_disturbs_nothing() -> None:
+    model, x, ls = ONE_LAYER[0].make(tt.InputTrace())
+    expected = testing.online_gradients(model, x, ls, 7)
+    for part, signal in zip(x.split(7), ls.split(7), strict=True):
+        model.window(part)
+        state = model.stream_state()
+        for tensor in state["tensors"][""].values():
+            tensor.fill_(float("nan"))  # a copy, not a view
+        model.backward(signal)
+    testing.assert_gradients_close({name: p.grad for name, p in model.named_parameters()}, expected)
+
+
+def test_state_is_not_in_the_state_dict() -> None:
+    model = tt.Sequential(hidden(), tt.LI(HIDDEN, M, **F64))
+    before = set(model.state_dict())
+    model(torch.rand(2, N, **F64))
+    assert set(model.state_dict()) == before
+    other = tt.Sequential(hidden(), tt.LI(HIDDEN, M, **F64))
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other[0].beta, model[0].beta)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_go_on_from_the_same_state(duplicate) -> None:
+    model, x, ls = ONE_LAYER[0].make(tt.InputTrace())
+    model.window(x[:7])
+    other = duplicate(model)
+    with pytest.raises(RuntimeError, match="a copy has none yet"):
+        other.backward(ls[:7])
+    for part in (model, other):
+        part.window(x[7:])
+        part.backward(ls[7:])
+    testing.assert_gradients_close(*({n: p.grad for n, p in part.named_parameters()} for part in (other, model)))
+
+
+def test_state_moves_with_the_parameters() -> None:
+    layer = tt.LIF(N, M)
+    layer(torch.rand(2, N))
+    layer.double()
+    assert layer.mem.dtype == torch.float64
+    assert layer(torch.rand(2, N, **F64)).dtype == torch.float64
+
+
+def test_a_second_backward_adds() -> None:
+    model, x, ls = ONE_LAYER[0].make(tt.InputTrace())
+    model.window(x)
+    model.backward(ls)
+    once = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.backward(ls)
+    testing.assert_gradients_close(
+        {name: p.grad for name, p in model.named_parameters()}, {name: 2 * g for name, g in once.items()}
+    )
+
+
+@pytest.mark.parametrize("frozen", ["synapse.weight", "synapse.bias", "raw_beta", "raw_threshold"])
+def test_each_parameter_can_be_frozen(frozen: str) -> None:
+    model, x, ls = ONE_LAYER[0].make(tt.InputTrace())
+    expected = testing.online_gradients(model, x, ls, 7)
+    dict(model.named_parameters())[frozen].requires_grad_(False)
+    actual = testing.online_gradients(model, x, ls, 7)
+    del expected[frozen]
+    testing.assert_gradients_close(actual, expected)
+
+
+def test_frozen_layers_below_cost_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tt.Sequential(hidden(), hidden(HIDDEN, HIDDEN), tt.LI(HIDDEN, M, **F64))
+    model[0].requires_grad_(False)
+    asked = []
+    true_transpose = tt.nn.layer.Layer.transpose
+    monkeypatch.setattr(
+        tt.nn.layer.Layer, "transpose", lambda self, g: asked.append(self.in_features) or true_transpose(self, g)
+    )
+    model.window(torch.rand(3, 2, N, **F64))
+    model.backward(torch.ones(3, 2, M, **F64))
+    assert len(asked) == 1  # from the readout to the second layer, and no further
+    model.backward(torch.ones(3, 2, M, **F64), input_signal=True)
+    assert len(asked) == 4
+
+
+def test_learning_resumes_with_fresh_traces_and_the_membrane_as_it_was() -> None:
+    layer = hidden(N, M)
+    x = torch.rand(T, 2, N, **F64)
+    layer.window(x[:5])
+    with tt.no_learning():
+        layer.window(x[5:10])
+        with pytest.raises(RuntimeError, match=r"eval mode or under no_learning"):
+            layer.backward(torch.ones(5, 2, M, **F64))
+    mem = layer.mem.clone()
+    layer.window(x[10:])
+    assert layer._state.traces.weight.abs().sum() == 0
+    torch.testing.assert_close(layer._tape.start.mem, mem)
+    layer.eval()
+    layer.window(x)
+    assert layer._state.traces is None
+    layer.train()
+    layer.window(x)
+    layer.backward(torch.ones(T, 2, M, **F64))
+
+
+def test_dropout_replays_its_mask() -> None:
+    torch.manual_seed(0)
+    model = tt.Sequential(tt.LI(N, HIDDEN, **F64), torch.nn.Dropout(0.5), tt.LI(HIDDEN, M, **F64))
+    y = model.window(torch.rand(T, 2, N, **F64))
+    kept = model[2]._tape.x != 0
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    ls = torch.ones_like(y)
+    model.backward(ls)
+    assert torch.equal(torch.get_rng_state(), before)
+    to_dropout = model[2].rule.backward(model[2], model[2]._tape, model[2]._state.traces, ls, None, True).ls_below
+    expected = testing.bptt_gradients(model[0], model[0]._tape.x, 2 * kept * to_dropout)
+    testing.assert_gradients_close({name: p.grad for name, p in model[0].named_parameters()}, expected)
+
+
+def test_the_layers_alone_have_the_models_methods() -> None:
+    layer = tt.LI(2, 1, beta=0.5)
+    layer.window(torch.ones(3, 4, 2))
+    layer.backward(torch.ones(3, 4, 1))
+    layer.reset(torch.tensor([True, False, False, True]))
+    assert layer.mem[0] == 0
+    assert layer.mem[1] != 0
+    assert layer.state_bytes() == layer.state_bytes(lanes=4)
+    layer.load_stream_state(layer.stream_state())
+    layer.reset()
+    assert layer.mem is None
+
+
+def test_samples_are_drawn_with_the_generator_in_eval_mode_too() -> None:
+    def run(training: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        layer = tt.Softmax(3, 4, generator=torch.Generator().manual_seed(1)).train(training)
+        return layer.window(torch.ones(30, 2, 3))
+
+    samples = run(True)
+    assert torch.equal(samples, run(False))
+    assert samples.sum(-1).eq(1).all()
+    assert samples.sum((0, 1)).gt(0).all()
+
+
+def test_sampled_frequencies_are_the_probabilities() -> None:
+    layer = tt.Softmax(1, 3, beta=0.0, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        layer.synapse.bias.copy_(torch.tensor([0.0, 1.0, -1.0]))
+    y = layer.window(torch.zeros(200, 100, 1))
+    torch.testing.assert_close(y.mean((0, 1)), layer.probs[0, 0], atol=0.01, rtol=0)
