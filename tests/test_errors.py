@@ -1,6 +1,5 @@
 """Bad input: the message says what came, what was expected and what to do; the state is as it was before."""
 
-
 import contextlib
 from collections.abc import Callable
 
@@ -341,8 +340,8 @@ def test_sizes_that_do_not_fit_are_refused_and_leave_the_layers_below_as_they_we
         (lambda _: torch.ones(1), "expected a stream state of version 1, got Tensor"),
         (lambda s: s | {"rules": {"0": "InputTrace()"}}, "expected the state of a model with the layers and rules"),
         (lambda s: s | {"lanes": None}, "Build the model as it was"),
-        (lambda s: s | {"lanes": 3}, r"expected LIF 0 to have .*\(3, 3\).*, got .*\(2, 3\)"),
-        (lambda s: s | {"tensors": s["tensors"] | {"1": {}}}, "expected LI 1 to have"),
+        (lambda s: s | {"lanes": 3}, r"module 0 \(LIF\): expected tensors of the shapes .*\(3, 3\).*, got .*\(2, 3\)"),
+        (lambda s: s | {"tensors": s["tensors"] | {"1": {}}}, r"module 1 \(LI\): expected tensors of the shapes"),
         (
             lambda s: s | {"tensors": {k: {n: t[:, :1] for n, t in v.items()} for k, v in s["tensors"].items()}},
             "Build the model as it was when the state was saved",

@@ -10,7 +10,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -251,7 +251,7 @@ def spike_rates(model: Online, x: Tensor) -> dict[str, Tensor]:
     model.window(x)
     return {
         name or type(layer).__name__: layer.neuron.output(layer._tape).mean((0, 1))
-        for name, layer in model._layers().items()
+        for name, layer in cast(dict[str, Layer], model._layers()).items()
         if layer.threshold is not None and layer._tape is not None
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, Self, cast
 
 import torch
@@ -13,16 +13,13 @@ from ..functional import scan
 from ..rules import InputTrace, Rule
 from ..rules.base import MembraneState, Neuron, Tape, Traces, Values
 from . import synapse as synapses
-from .constraint import Positive, UnitInterval
+from .constraint import OneOrEach, Positive, UnitInterval, firing_threshold, membrane_decay
 from .online import Online, PartBackward, Proposal
-from .state import LayerState, flatten, map_tensors, unflatten
+from .state import LayerState, flatten, map_tensors, masked, restored
 from .streaming import Call, TapeKeeper
 
 INPUT_RATE = 0.1  # the input that initialisation assumes: Bernoulli spikes at this rate per step
 MAX_INITIAL_BETA = 0.999  # initialisation treats slower membranes, perfect integrators too, like this one
-
-OneOrEach = float | Sequence[float] | Tensor
-"""One number for the layer, or one per neuron."""
 
 
 class RunnableNeuron(Neuron, Protocol):
@@ -91,92 +88,35 @@ class Layer(Online):
         self._tape_call: Call | None = None
         self._tape_versions: list[int] = []
         self._rule: Rule | None = None
-        self.synapse = self._made_synapse(in_features, out_features, synapse, bias, device, dtype)
+        where = type(self).__name__
+        self.synapse = synapses.made(where, in_features, out_features, synapse, bias, device, dtype)
         self.in_features, self.out_features = self._operations.features(self.synapse)
-        _checks.floating(type(self).__name__, "the synapse's weight", self.weight)
-        self._register_beta(beta, tau, learn_beta)
+        _checks.floating(where, "the synapse's weight", self.weight)
+        decay = membrane_decay(where, beta, tau, learn_beta, self.out_features)
+        self._register("beta", decay, learn_beta, UnitInterval)
         if threshold is not None:
-            self._register_threshold(threshold, learn_threshold)
+            self._register(
+                "threshold", firing_threshold(where, threshold, self.out_features), learn_threshold, Positive
+            )
         if synapse is None:
             self.reset_parameters()
         if rule is not None:
             self.rule = rule
 
-    def _made_synapse(
-        self,
-        in_features: int | None,
-        out_features: int | None,
-        synapse: nn.Module | None,
-        bias: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> nn.Module:
-        where = type(self).__name__
-        if synapse is None and in_features is not None and out_features is not None:
-            _checks.at_least_one(where, "in_features", in_features)
-            _checks.at_least_one(where, "out_features", out_features)
-            return nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        if synapse is not None and in_features is None and out_features is None:
-            return synapse
-        raise ValueError(
-            f"{where}: expected in_features and out_features, or synapse=, got in_features={in_features}, "
-            f"out_features={out_features} and {'no' if synapse is None else 'a'} synapse. "
-            f"Give the two sizes, or the synapse alone."
-        )
-
     # -- parameters ------------------------------------------------------------------------------------------------
 
-    def _register(self, name: str, value: Tensor, learn: bool, constraint: type[UnitInterval | Positive]) -> None:
+    def _register(
+        self, name: str, value: Tensor, learn: bool, constraint: type[UnitInterval | Positive], persistent: bool = True
+    ) -> None:
         """Make `value` a constant, or a parameter `raw_<name>` that is kept in its range."""
         if learn:
-            self.register_parameter(f"raw_{name}", nn.Parameter(constraint.raw(value)))
+            self.register_parameter(f"raw_{name}", nn.Parameter(constraint.raw(value).to(self.weight)))
         else:
-            self.register_buffer(f"constant_{name}", value)
+            self.register_buffer(f"constant_{name}", value.to(self.weight), persistent)
 
     def _constrained(self, name: str, constraint: type[UnitInterval | Positive]) -> Tensor | None:
         raw = self._parameters.get(f"raw_{name}")
         return self._buffers.get(f"constant_{name}") if raw is None else constraint.value(raw.detach())
-
-    def _register_beta(self, beta: OneOrEach | None, tau: OneOrEach | None, learn: bool) -> None:
-        where = type(self).__name__
-        if beta is not None and tau is not None:
-            raise ValueError(f"{where}: expected beta or tau, got both. Give one; beta = exp(-1 / tau).")
-        if tau is not None:
-            steps = self._one_or_each("tau", tau)
-            if not bool((steps > 0).all()):
-                raise ValueError(f"{where}: expected tau (steps) above 0, got {tau}. Give a time constant in steps.")
-            value = torch.exp(-1 / steps)
-        else:
-            value = self._one_or_each("beta", 0.9 if beta is None else beta)
-        if not bool(((value >= 0) & (value <= 1)).all()):
-            raise ValueError(
-                f"{where}: expected beta in [0, 1], got {beta}. "
-                f"beta is the membrane's decay per step; for a time constant in steps give tau=."
-            )
-        if learn and not bool(((value > 0) & (value < 1)).all()):
-            raise ValueError(
-                f"{where}: expected a learned beta strictly between 0 and 1, got {beta if tau is None else value}. "
-                f"Start inside the interval, or leave out learn_beta."
-            )
-        self._register("beta", value, learn, UnitInterval)
-
-    def _register_threshold(self, threshold: OneOrEach, learn: bool) -> None:
-        value = self._one_or_each("threshold", threshold)
-        if not bool(((value > 0) & torch.isfinite(value)).all()):
-            raise ValueError(
-                f"{type(self).__name__}: expected threshold above 0, got {threshold}. "
-                f"The threshold is relative to the membrane; 1 is usual."
-            )
-        self._register("threshold", value, learn, Positive)
-
-    def _one_or_each(self, name: str, value: OneOrEach) -> Tensor:
-        given = torch.as_tensor(value, dtype=torch.float64)
-        if given.ndim and tuple(given.shape) != (self.out_features,):
-            raise ValueError(
-                f"{type(self).__name__}: expected {name} to be one number or one per neuron ({self.out_features},), "
-                f"got shape {tuple(given.shape)}."
-            )
-        return given.detach().clone().to(self.weight)
 
     @property
     def weight(self) -> Tensor:
@@ -212,11 +152,12 @@ class Layer(Online):
             )
         rule.check(self)
         self._rule = rule
-        self._parameters.pop("raw_decay", None)
-        self._buffers.pop("constant_decay", None)
+        for name in ("raw_decay", "constant_decay"):
+            if hasattr(self, name):
+                delattr(self, name)
         decay = rule.decay_start(self)
         if decay is not None:
-            self._register("decay", *decay, UnitInterval)
+            self._register("decay", *decay, UnitInterval, persistent=False)  # the rule knows its constant
         if self._state is not None:
             self._state = self._state._replace(traces=None)
         self._forget()
@@ -311,8 +252,8 @@ class Layer(Online):
     def _check_features(self, x: Tensor) -> None:
         if x.shape[2:] != self._feature_shape():
             raise ValueError(
-                f"{type(self).__name__}: expected {self.in_features} inputs, got {tuple(x.shape[2:])} from the module below. "
-                f"Make the sizes agree."
+                f"{type(self).__name__}: expected {self.in_features} inputs, got {tuple(x.shape[2:])} "
+                f"from the module below. Make the sizes agree."
             )
 
     def _check_lanes(self, x: Tensor) -> None:
@@ -390,29 +331,17 @@ class Layer(Online):
         return [] if self._tape is None else [self._tape.x, *self._tape.record, *self._tape.start]
 
     def _masked_state(self, mask: Tensor) -> LayerState | None:
-        def cleared(tensor: Tensor) -> Tensor:
-            return tensor.masked_fill(mask.view(-1, *[1] * (tensor.ndim - 1)), 0)
-
-        return cast(LayerState | None, map_tensors(cleared, self._advanced_state()))
+        return cast(LayerState | None, masked(self._advanced_state(), mask))
 
     def _state_tensors(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in flatten(self._advanced_state()).items()}
 
-    def _state_from(self, where: str, name: str, tensors: dict[str, Tensor], lanes: int | None) -> LayerState | None:
+    def _state_from(self, where: str, tensors: dict[str, Tensor], lanes: int | None) -> LayerState | None:
         """The state that `_state_tensors` wrote, checked against this layer."""
         if lanes is None and not tensors:
             return None
         template = LayerState(self._rest(lanes or 0), self.rule.start(self, lanes or 0))
-        if not any(key.startswith("traces.") for key in tensors):  # saved in eval mode
-            template = template._replace(traces=None)
-        expected = {key: tuple(tensor.shape) for key, tensor in flatten(template).items()}
-        came = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        if came != expected:
-            raise ValueError(
-                f"{where}: expected {type(self).__name__} {name} to have {expected}, got {came}. "
-                f"Build the model as it was when the state was saved."
-            )
-        return cast(LayerState, unflatten(template, {key: t.to(self.weight) for key, t in tensors.items()}))
+        return restored(f"{where} ({type(self).__name__})", template, tensors)
 
     def _state_bytes_per_lane(self) -> int:
         return sum(tensor.nbytes for tensor in flatten(LayerState(self._rest(1), self._fresh_traces(1))).values())

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..functional import rate, scan
 from ..rules.base import MembraneState, Reverse, Rule, Tape, Values
-from .layer import Layer, NeuronScan, OneOrEach
+from .constraint import OneOrEach
+from .layer import Layer, NeuronScan
 
 
 class LIRecord(NamedTuple):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..functional import rate, scan
 from ..functional.surrogate import ArcTan, Surrogate
 from ..rules.base import MembraneState, Reverse, Rule, Tape, Values
-from .layer import Layer, NeuronScan, OneOrEach
+from .constraint import OneOrEach
+from .layer import Layer, NeuronScan
 
 
 class LIFRecord(NamedTuple):

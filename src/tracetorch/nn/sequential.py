@@ -125,7 +125,7 @@ class Sequential(Online, nn.Sequential):
             f"{name}.{inner}".rstrip("."): layer
             for name, module in self._modules.items()
             if isinstance(module, Online)
-            for inner, layer in module._layers().items()
+            for inner, layer in cast(dict[str, Layer], module._layers()).items()
         }
 
     def _parts(self) -> list[TapeKeeper]:

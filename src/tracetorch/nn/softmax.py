@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ..functional import rate, scan
 from ..rules.base import MembraneState, Reverse, Rule, Tape, Values
-from .layer import Layer, LayerStep, NeuronScan, OneOrEach
+from .constraint import OneOrEach
+from .layer import Layer, LayerStep, NeuronScan
+from .li import LINeuron
 from .streaming import Call
 
 
@@ -21,7 +23,7 @@ class SoftmaxRecord(NamedTuple):
     probs: Tensor  # (K, B, m) its softmax
 
 
-class SoftmaxNeuron:
+class SoftmaxNeuron(LINeuron):
     """The dynamics of `Softmax`."""
 
     name = "Softmax"
@@ -51,14 +53,7 @@ class SoftmaxNeuron:
 
     def reverse(self, tape: Tape, ls: Tensor) -> Reverse:
         """The window backwards, with ls = dL/dpi: straight through the sample, then through the softmax."""
-        mem, probs = tape.record
-        signal = rate.softmax_signal(ls, probs)
-        g, leftover, d_beta, _ = scan.li_reverse(signal, mem, tape.start.mem, tape.values.beta)
-        return Reverse(g, MembraneState(leftover), d_beta, None)
-
-    def drive(self, tape: Tape, name: str) -> Tensor:  # noqa: ARG002
-        """`v_{t-1}`, for beta."""
-        return scan.previous(tape.record.mem, tape.start.mem)
+        return super().reverse(tape, rate.softmax_signal(ls, tape.record.probs))
 
     def output(self, tape: Tape) -> Tensor:
         """The probabilities, of which the output is a sample."""

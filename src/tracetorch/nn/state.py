@@ -51,7 +51,26 @@ def unflatten(template: Any, tensors: dict[str, Tensor], prefix: str = "") -> An
     )
 
 
-def storage_bytes(tensors: list[Tensor]) -> int:
-    """The bytes of the storages behind `tensors`, each storage once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+def masked(state: Any, mask: Tensor) -> Any:
+    """The state with the lanes of a (B,) mask set to zero, which is how all state starts."""
+    return map_tensors(lambda tensor: tensor.masked_fill(mask.view(-1, *[1] * (tensor.ndim - 1)), 0), state)
+
+
+def restored(where: str, template: LayerState, tensors: dict[str, Tensor]) -> LayerState:
+    """The state that `flatten` wrote to `tensors`, in the shapes, dtype and device of `template`.
+
+    Raises:
+        ValueError: other names or shapes than the template's; traces may all be missing.
+    """
+    if not any(name.startswith("traces.") for name in tensors):  # saved in eval mode
+        template = template._replace(traces=None)
+    expected = {name: tuple(tensor.shape) for name, tensor in flatten(template).items()}
+    came = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if came != expected:
+        raise ValueError(
+            f"{where}: expected tensors of the shapes {expected}, got {came}. "
+            f"Build the model as it was when the state was saved."
+        )
+    like = template.neuron[0]
+    state: LayerState = unflatten(template, {name: tensor.to(like, copy=True) for name, tensor in tensors.items()})
+    return state

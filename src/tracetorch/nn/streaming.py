@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .. import _checks
-
-if TYPE_CHECKING:
-    from .layer import Layer
+from ..rules import Rule
 
 STREAM_STATE_VERSION = 1
 
@@ -45,6 +44,32 @@ class TapeKeeper(Protocol):
 
     def _tape_tensors(self) -> list[Tensor]:
         """What is kept of it."""
+
+
+class StateKeeper(TapeKeeper, Protocol):
+    """A layer: a part that keeps something of all calls."""
+
+    _state: Any  # a LayerState; None before the first call
+
+    @property
+    def rule(self) -> Rule:
+        """Its learning rule."""
+
+    @property
+    def weight(self) -> Tensor:
+        """Its synapse's weight."""
+
+    def _masked_state(self, mask: Tensor) -> Any:
+        """The advanced state with the lanes of the mask as at the start."""
+
+    def _state_tensors(self) -> dict[str, Tensor]:
+        """Copies of the advanced state's tensors, by name."""
+
+    def _state_from(self, where: str, tensors: dict[str, Tensor], lanes: int | None) -> Any:
+        """The state that `_state_tensors` gave."""
+
+    def _state_bytes_per_lane(self) -> int:
+        """The bytes of the state of one lane."""
 
 
 class Streaming(nn.Module):
@@ -123,7 +148,7 @@ class Streaming(nn.Module):
                 f"Build the model as it was when the state was saved."
             )
         states = {
-            name: layer._state_from(where, name, state["tensors"][name], state["lanes"])
+            name: layer._state_from(f"{where}, module {name or 0}", state["tensors"][name], state["lanes"])
             for name, layer in layers.items()
         }
         self._put(states, "load_stream_state() ended the latest")
@@ -167,7 +192,7 @@ class Streaming(nn.Module):
 
     # -- what subclasses write -------------------------------------------------------------------------------------
 
-    def _layers(self) -> dict[str, Layer]:
+    def _layers(self) -> Mapping[str, StateKeeper]:
         """The layers by name."""
         raise NotImplementedError
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .. import _checks
 
 
 class SynapseOperations(NamedTuple):
@@ -53,3 +56,30 @@ def operations(where: str, synapse: nn.Module) -> SynapseOperations:
             f"put a module that is not one between layers, in tt.Sequential."
         )
     return found
+
+
+def made(
+    where: str,
+    in_features: int | None,
+    out_features: int | None,
+    synapse: nn.Module | None,
+    bias: bool,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> nn.Module:
+    """The synapse that was given, or an `nn.Linear` of the two sizes.
+
+    Raises:
+        ValueError: neither or both were given.
+    """
+    if synapse is None and in_features is not None and out_features is not None:
+        _checks.at_least_one(where, "in_features", in_features)
+        _checks.at_least_one(where, "out_features", out_features)
+        return nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
+    if synapse is not None and in_features is None and out_features is None:
+        return synapse
+    raise ValueError(
+        f"{where}: expected in_features and out_features, or synapse=, got in_features={in_features}, "
+        f"out_features={out_features} and {'no' if synapse is None else 'a'} synapse. "
+        f"Give the two sizes, or the synapse alone."
+    )
