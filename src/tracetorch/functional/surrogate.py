@@ -105,9 +105,6 @@ class Sigmoid(_WithWidth):
 class Custom(Surrogate):
     """Any pair of functions: what is emitted for u, and the slope that the backward pass uses for it.
 
-    With a smooth pair (a function and its own derivative) the whole network is differentiable, so that finite
-    differences can check its gradients.
-
     Args:
         spike_function: u -> emitted values, same shape.
         slope_function: u -> pseudo-derivative, same shape.
