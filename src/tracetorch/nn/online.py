@@ -116,7 +116,7 @@ class Online(Streaming):
         if call.learning:
             self._latest = call
         else:
-            self._end("the latest ran in eval mode or under no_learning()")
+            self._latest, self._ended = None, "the latest ran in eval mode or under no_learning()"
         return y
 
     def _fold_input(self, x: Tensor, window: bool) -> tuple[Call, Tensor]:

@@ -174,9 +174,9 @@ class Streaming(nn.Module):
         self._end(ended)
 
     def _end(self, why: str) -> None:
-        """The latest call can no longer be gone back to; messages say why."""
-        self._latest = None
-        self._ended = why
+        """The latest call, if there is one, can no longer be gone back to; messages say why."""
+        if self._latest is not None:
+            self._latest, self._ended = None, why
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold no latest call."""
