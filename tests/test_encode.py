@@ -1,6 +1,5 @@
 """Encoders: their statistics, their shapes, their generators."""
 
-
 import pytest
 import torch
 

@@ -119,3 +119,23 @@ def test_the_printed_model_says_what_is_learned() -> None:
     text = repr(tt.Sequential(tt.LIF(2, 3, learn_beta=True), tt.LI(3, 2, tau=[1.0, 9.0], rule=tt.Truncated())))
     assert "beta=0.9 (learned), threshold=1, rule=InputTrace()" in text
     assert "beta=0.3679..0.8948, rule=Truncated()" in text
+
+
+def test_calibration_leaves_frozen_weights_and_generators_as_they_were() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = tt.Sequential(tt.LIF(5, 4), tt.Softmax(4, 3, generator=generator), tt.LI(3, 2))
+    model[0].weight.requires_grad_(False)
+    x = torch.rand(6, 2, 5)
+    before, drawn, rng = model[0].weight.clone(), generator.get_state(), torch.get_rng_state()
+    model.calibrate(x)
+    assert torch.equal(model[0].weight, before)
+    assert torch.equal(generator.get_state(), drawn)
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize("threshold", [5.0, 20.0, 60.0])
+def test_large_thresholds_keep_their_slope(threshold: float) -> None:
+    layer = tt.LIF(2, 2, threshold=threshold, learn_threshold=True, **F64)
+    raw = layer.raw_threshold.detach().clone().requires_grad_()
+    (slope,) = torch.autograd.grad(torch.logaddexp(raw, torch.zeros_like(raw)), raw)
+    torch.testing.assert_close(tt.nn.constraint.Positive.slope(layer.threshold), slope, rtol=1e-12, atol=0)

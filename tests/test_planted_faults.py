@@ -28,7 +28,15 @@ def wrong_normaliser_decay(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_step_late(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(trace, "advance", lambda z, x, decay: decay * true_advance(z, x, decay))
+    """The window's last step reaches the traces one window later."""
+    late: dict[int, torch.Tensor] = {}
+
+    def advance(z: Tensor, x: Tensor, decay: Tensor) -> Tensor:
+        held = late.get(x.shape[-1], torch.zeros_like(x[0]))
+        late[x.shape[-1]] = x[-1]
+        return true_advance(z, torch.cat([held[None], x[:-1]]), decay)
+
+    patch.setattr(trace, "advance", advance)
 
 
 def surrogate_dropped(patch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,7 @@ from tracetorch import testing
 def test_a_difference_is_reported_with_its_place() -> None:
     expected = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.ones(2)}
     actual = {"w": torch.tensor([[1.0, 2.0], [3.5, 4.0]]), "b": torch.ones(2)}
-    with pytest.raises(
-        AssertionError, match=r"w: cosine 0\.99\d+, .* worst entry \(1, 0\): 3.5 where 3"
-    ):
+    with pytest.raises(AssertionError, match=r"w: cosine 0\.99\d+, .* worst entry \(1, 0\): 3.5 where 3"):
         testing.assert_gradients_close(actual, expected)
     with pytest.raises(AssertionError) as error:
         testing.assert_gradients_close(actual, expected)
@@ -69,9 +67,7 @@ def test_a_layer_without_a_reference_is_named() -> None:
                 threshold=None, learn_threshold=False, rule=None, device=None, dtype=None,
             )  # fmt: skip
 
-    with pytest.raises(
-        NotImplementedError, match="Sequential and stateless modules, got Own"
-    ):
+    with pytest.raises(NotImplementedError, match="Sequential and stateless modules, got Own"):
         testing.bptt_gradients(Own(), torch.ones(1, 1, N), torch.ones(1, 1, M))
 
 
@@ -93,3 +89,9 @@ def test_live_storage_counts_what_is_kept_and_no_more() -> None:
         assert live.bytes == 1200
         del view
         assert live.bytes == 800
+
+
+def test_a_silent_network_is_noticed_where_nothing_is_learned() -> None:
+    model = tt.Sequential(tt.LIF(N, HIDDEN, **F64)).eval()
+    with tt.no_learning(), pytest.raises(AssertionError, match=r"got .*'0': '0.0000'"):
+        testing.assert_alive(model, torch.zeros(5, 2, N, **F64))

@@ -6,6 +6,7 @@ Every message says where, what was expected, what came, and what to do.
 from __future__ import annotations
 
 import math
+import operator
 from importlib import metadata
 
 import torch
@@ -43,8 +44,12 @@ def fraction(where: str, name: str, value: float) -> None:
 
 def at_least_one(where: str, name: str, value: int) -> None:
     """Raise unless `value` is a whole number of at least 1."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{where}: expected {name} to be a whole number of at least 1, got {value!r}.")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{where}: expected {name} to be a whole number of at least 1, got {value!r}.") from None
+    if number < 1:
+        raise ValueError(f"{where}: expected {name} to be a whole number of at least 1, got {value}.")
 
 
 def is_tensor(where: str, name: str, value: object) -> None:
@@ -84,3 +89,12 @@ def same_shape(where: str, name: str, value: Tensor, shape: tuple[int, ...], rem
     """Raise unless `value` has the given shape."""
     if tuple(value.shape) != shape:
         raise ValueError(f"{where}: expected {name} of shape {shape}, got {tuple(value.shape)}. {remedy}")
+
+
+def same_device(where: str, name: str, value: Tensor, like: Tensor) -> None:
+    """Raise unless `value` is on the device of `like`, a weight."""
+    if value.device != like.device:
+        raise ValueError(
+            f"{where}: expected {name} on {like.device} like the weights, got {value.device}. "
+            f"Move it with {name}.to({str(like.device)!r})."
+        )

@@ -110,8 +110,8 @@ def cross_entropy(
 def nll(probs: Tensor, target: Tensor, weights: Tensor | None = None) -> Loss:
     """Negative log-likelihood of probabilities: `-log probs[target]`.
 
-    For a `Softmax` layer, give `layer.probs`: a sample has a probability of 0 or 1. A probability below the smallest
-    positive normal number of its dtype counts as that number.
+    For a `Softmax` layer, give `layer.probs`: a sample has a probability of 0 or 1. A probability below the
+    rounding unit of its dtype (1e-7 in float32) counts as that unit.
 
     Args:
         probs: (K, B, m), (B, m) or (m,).
@@ -128,7 +128,7 @@ def nll(probs: Tensor, target: Tensor, weights: Tensor | None = None) -> Loss:
     where = "loss.nll"
     index = _class_index(where, probs, target)
     scale = _scale(where, probs, weights)
-    likelihood = probs.gather(-1, index).clamp(min=torch.finfo(probs.dtype).tiny)
+    likelihood = probs.gather(-1, index).clamp(min=torch.finfo(probs.dtype).eps)
     ls = torch.zeros_like(probs).scatter_(-1, index, -(scale / likelihood))
     return Loss(-(scale * likelihood.log()).sum(), ls)
 
@@ -161,7 +161,9 @@ def signal(function: Callable[..., Tensor], y: Tensor, *args: Any) -> Loss:
                 f"{where}: expected function to return a scalar tensor computed from y, got {came}. "
                 f"Take a sum or mean, and use torch operations throughout."
             )
-        (ls,) = torch.autograd.grad(value, leaf)
+        (ls,) = torch.autograd.grad(value, leaf, allow_unused=True)
+        if ls is None:
+            raise ValueError(f"{where}: expected function to compute its value from y, but it does not depend on y.")
     return Loss(value.detach(), ls)
 
 
@@ -171,6 +173,8 @@ def _scale(where: str, y: Tensor, weights: Tensor | None) -> Tensor:
     lanes = y.shape[-2] if y.ndim > 1 else 1
     if weights is None:
         weights = torch.full((steps,), 1 / steps, dtype=y.dtype, device=y.device)
+    elif not isinstance(weights, Tensor):
+        raise TypeError(f"{where}: expected weights to be a tensor, got {type(weights).__name__}.")
     elif weights.numel() != steps or weights.ndim > 1:
         raise ValueError(
             f"{where}: expected one weight per step, shape ({steps},), got {tuple(weights.shape)}. "

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .nn import LI, LIF, Softmax
 from .nn.layer import Layer
-from .nn.online import Online
+from .nn.online import Online, learning_is
 
 Gradients = dict[str, Tensor]
 """Gradients by parameter name, as in `named_parameters()`."""
@@ -46,7 +46,9 @@ class _Spike(torch.autograd.Function):
 def bptt_gradients(model: Online, x: Tensor, ls: Tensor, *, input_gradient: bool = False) -> Gradients:
     """The gradient of `sum(ls * y)` by backpropagation through time, reset detached, from rest.
 
-    For a `Softmax` readout, y stands for its probabilities (straight through the sample).
+    For a `Softmax`, y stands for its probabilities (straight through the sample). What draws random numbers on the way
+    must draw the same here and in the model: give a `Softmax` inside a generator of its own; a `Dropout` in training
+    mode cannot be compared.
 
     Args:
         model: any layer or model of tracetorch; neither it nor its `.grad` is changed.
@@ -61,7 +63,7 @@ def bptt_gradients(model: Online, x: Tensor, ls: Tensor, *, input_gradient: bool
         NotImplementedError: a layer that this reference does not know.
     """
     leaf = x.detach().clone().requires_grad_(input_gradient)
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
         outputs = _unroll(model, list(leaf))
         total = sum((signal * y).sum() for signal, y in zip(ls, outputs, strict=True))
         wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -150,7 +152,7 @@ def online_gradients(model: Online, x: Tensor, ls: Tensor, window: int, *, input
     Returns:
         The gradient of every parameter that is not frozen.
     """
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model).train()
     model.reset()
     model.zero_grad()
     below = []
@@ -248,7 +250,8 @@ def spike_rates(model: Online, x: Tensor) -> dict[str, Tensor]:
     """The mean spikes per step of each neuron (m,), by layer, when a copy of the model runs x (T, B, n) from rest."""
     model = copy.deepcopy(model).train()
     model.reset()
-    model.window(x)
+    with learning_is(True), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        model.window(x)
     return {
         name or type(layer).__name__: layer.neuron.output(layer._tape).mean((0, 1))
         for name, layer in cast(dict[str, Layer], model._layers()).items()

@@ -106,7 +106,8 @@ class Custom(Surrogate):
     """Any pair of functions: what is emitted for u, and the slope that the backward pass uses for it.
 
     Args:
-        spike_function: u -> emitted values, same shape.
+        spike_function: u -> emitted values, same shape. It must give the same for the same u: the reverse scan asks
+            it again.
         slope_function: u -> pseudo-derivative, same shape.
 
     >>> hard = Custom(lambda u: (u >= 0).to(u.dtype), lambda u: torch.exp(-u.abs()))
@@ -119,7 +120,7 @@ class Custom(Surrogate):
 
     def spike(self, u: Tensor) -> Tensor:
         """`spike_function(u)`."""
-        return self.spike_function(u)
+        return self.spike_function(u).to(u.dtype)
 
     def slope(self, u: Tensor) -> Tensor:
         """`slope_function(u)`."""

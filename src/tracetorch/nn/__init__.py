@@ -1,9 +1,10 @@
 """Layers and models."""
 
+from .layer import Layer
 from .li import LI
 from .lif import LIF
 from .online import no_learning
 from .sequential import Sequential
 from .softmax import Softmax
 
-__all__ = ["LI", "LIF", "Sequential", "Softmax", "no_learning"]
+__all__ = ["LI", "LIF", "Layer", "Sequential", "Softmax", "no_learning"]

@@ -24,9 +24,8 @@ class UnitInterval:
         return torch.logit(value.double()).to(value.dtype)
 
     @staticmethod
-    def slope(raw: Tensor) -> Tensor:
-        """The derivative of the value with respect to raw."""
-        value = UnitInterval.value(raw)
+    def slope(value: Tensor) -> Tensor:
+        """The derivative of the value with respect to raw, at the value."""
         return value * (1 - value)
 
 
@@ -45,9 +44,9 @@ class Positive:
         return (wide + torch.log(-torch.expm1(-wide))).to(value.dtype)
 
     @staticmethod
-    def slope(raw: Tensor) -> Tensor:
-        """The derivative of the value with respect to raw."""
-        return torch.sigmoid(raw)
+    def slope(value: Tensor) -> Tensor:
+        """The derivative of the value with respect to raw, at the value: `sigmoid(raw) = 1 - exp(-value)`."""
+        return -torch.expm1(-value)
 
 
 OneOrEach = float | Sequence[float] | Tensor

@@ -14,9 +14,9 @@ from ..rules import InputTrace, Rule
 from ..rules.base import MembraneState, Neuron, Tape, Traces, Values
 from . import synapse as synapses
 from .constraint import OneOrEach, Positive, UnitInterval, firing_threshold, membrane_decay
-from .online import Online, PartBackward, Proposal
+from .online import Online, PartBackward, Proposal, Rescaling
 from .state import LayerState, flatten, map_tensors, masked, restored
-from .streaming import Call, TapeKeeper
+from .streaming import Call, TapeKeeper, stale
 
 INPUT_RATE = 0.1  # the input that initialisation assumes: Bernoulli spikes at this rate per step
 MAX_INITIAL_BETA = 0.999  # initialisation treats slower membranes, perfect integrators too, like this one
@@ -24,6 +24,9 @@ MAX_INITIAL_BETA = 0.999  # initialisation treats slower membranes, perfect inte
 
 class RunnableNeuron(Neuron, Protocol):
     """What a layer needs of a neuron besides what rules need."""
+
+    def rest(self, zeros: Tensor) -> MembraneState:
+        """The state of lanes that have seen nothing: all zero, in the shape of `zeros` (B, m)."""
 
     def scan(self, values: Values, current: Tensor, start: MembraneState) -> NeuronScan:
         """Run a window of steps (K, B, m) from the state `start`."""
@@ -43,6 +46,12 @@ class LayerStep(NamedTuple):
     state: LayerState
     record: Any
     tape: Tape | None  # None where nothing is being learned
+
+
+def check_rule(where: str, rule: object) -> None:
+    """Raise unless `rule` is a rule."""
+    if not isinstance(rule, Rule):
+        raise TypeError(f"{where}: expected rule to be a Rule such as InputTrace(), got {rule!r}. Give an instance.")
 
 
 class Layer(Online):
@@ -86,8 +95,8 @@ class Layer(Online):
         self._state: LayerState | None = None
         self._tape: Tape | None = None
         self._tape_call: Call | None = None
-        self._tape_versions: list[int] = []
-        self._rule: Rule | None = None
+        self._own_rule: Rule | None = None
+        self._model_rule: Rule | None = None
         where = type(self).__name__
         self.synapse = synapses.made(where, in_features, out_features, synapse, bias, device, dtype)
         self.in_features, self.out_features = self._operations.features(self.synapse)
@@ -115,8 +124,12 @@ class Layer(Online):
             self.register_buffer(f"constant_{name}", value.to(self.weight), persistent)
 
     def _constrained(self, name: str, constraint: type[UnitInterval | Positive]) -> Tensor | None:
+        """A copy of the value, so that a tape keeps what its window was run with; None where there is none."""
         raw = self._parameters.get(f"raw_{name}")
-        return self._buffers.get(f"constant_{name}") if raw is None else constraint.value(raw.detach())
+        if raw is not None:
+            return constraint.value(raw.detach())
+        constant = self._buffers.get(f"constant_{name}")
+        return None if constant is None else constant.clone()
 
     @property
     def weight(self) -> Tensor:
@@ -135,27 +148,37 @@ class Layer(Online):
 
     @property
     def mem(self) -> Tensor | None:
-        """The membranes (B, m) after the latest step; None before the first."""
-        return None if self._state is None else cast(Tensor, self._state.neuron.mem)
+        """A copy of the membranes (B, m) after the latest step; None before the first."""
+        return None if self._state is None else cast(Tensor, self._state.neuron.mem).clone()
 
     @property
     def rule(self) -> Rule:
-        """The layer's learning rule: its own, or the model's, or InputTrace(). Setting it drops the traces."""
-        return InputTrace() if self._rule is None else self._rule
+        """The layer's learning rule: its own, or the model's, or InputTrace().
+
+        Setting it drops the traces. A rule with a learned decay adds the parameter `raw_decay`: set it before the
+        optimizer is made.
+        """
+        return self._own_rule or self._model_rule or InputTrace()
 
     @rule.setter
     def rule(self, rule: Rule) -> None:
-        if not isinstance(rule, Rule):
-            raise TypeError(
-                f"{type(self).__name__}: expected rule to be a Rule such as InputTrace(), got {rule!r}. "
-                f"Give an instance."
-            )
+        check_rule(type(self).__name__, rule)
         rule.check(self)
-        self._rule = rule
+        self._own_rule = rule
+        self._put_rule_in_force()
+
+    def _inherit(self, rule: Rule | None) -> None:
+        """Take the rule of the model where the layer has none of its own."""
+        if rule != self._model_rule:
+            self._model_rule = rule
+            if self._own_rule is None:
+                self._put_rule_in_force()
+
+    def _put_rule_in_force(self) -> None:
         for name in ("raw_decay", "constant_decay"):
             if hasattr(self, name):
                 delattr(self, name)
-        decay = rule.decay_start(self)
+        decay = self.rule.decay_start(self)
         if decay is not None:
             self._register("decay", *decay, UnitInterval, persistent=False)  # the rule knows its constant
         if self._state is not None:
@@ -240,7 +263,8 @@ class Layer(Online):
     def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]:
         self._check_features(x)
         self._check_lanes(x)
-        state = self._advanced_state() or LayerState(self._rest(x.shape[1]), None)
+        before = self._advanced_state() if learning else self._state
+        state = before or LayerState(self._rest(x.shape[1]), None)
         traces = None
         if learning:
             traces = self._fresh_traces(x.shape[1]) if state.traces is None else state.traces
@@ -265,35 +289,32 @@ class Layer(Online):
 
     def _commit(self, step: LayerStep, call: Call) -> None:
         self._state, self._tape, self._tape_call = step.state, step.tape, call
-        self._tape_versions = _versions(self._tape_tensors())
 
     def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward:
         if self._tape_call is not call or self._tape is None or self._state is None:
-            raise RuntimeError(
-                f"{type(self).__name__}: expected to be as the model's latest call left it, but this layer was called, "
-                f"reset, moved or given another rule by itself since. Call the model again first."
-            )
-        self._check_untouched()
+            raise stale(type(self).__name__)
         result = self.rule.backward(self, self._tape, self._state.traces, ls, above, signal)
         updates = []
         for name, gradient in result.gradients.items():
-            parameter = cast(nn.Parameter, self._parameter(name))
             if name in _CONSTRAINTS:
-                gradient = gradient * _CONSTRAINTS[name].slope(parameter)
-            updates.append((parameter, gradient))
+                value = cast(Tensor, getattr(self._tape.values, name))
+                gradient = gradient * _CONSTRAINTS[name].slope(value)
+            updates.append((cast(nn.Parameter, self._parameter(name)), gradient))
         return PartBackward(result.ls_below, result.below, updates)
 
-    def _calibrate(self, x: Tensor) -> None:
+    def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]:
         self._check_features(x)
-        values, bias = self.values(), self.synapse.bias
-        current = self.current(x) if bias is None else self.current(x) - cast(Tensor, bias)
-        membrane = scan.li(current, self._rest(x.shape[1]).mem, values.beta)
-        rms = membrane.square().mean((0, 1)).sqrt()
-        target = self._target(values.beta.clamp(max=MAX_INITIAL_BETA)).expand_as(rms)
-        self.weight.mul_(torch.where(rms > 0, target / rms, torch.ones_like(rms))[:, None])
-
-    def _run_from_rest(self, x: Tensor) -> Tensor:
-        return self.neuron.scan(self.values(), self.current(x), self._rest(x.shape[1])).y
+        values, rest, bias = self.values(), self._rest(x.shape[1]), self.synapse.bias
+        offset = 0 if bias is None else cast(Tensor, bias)
+        current = self.current(x) - offset
+        rescalings = []
+        if self.wants("weight"):
+            rms = scan.li(current, self.zeros(*current.shape[1:]), values.beta).square().mean((0, 1)).sqrt()
+            target = self._target(values.beta.clamp(max=MAX_INITIAL_BETA)).expand_as(rms)
+            factor = torch.where(rms > 0, target / rms, torch.ones_like(rms))
+            current = current * factor
+            rescalings.append(Rescaling(self.weight, factor))
+        return self.neuron.scan(values, current + offset, rest).y, rescalings
 
     # -- state (nn.streaming) --------------------------------------------------------------------------------------
 
@@ -304,7 +325,7 @@ class Layer(Online):
         return [self]
 
     def _rest(self, lanes: int) -> MembraneState:
-        return MembraneState(self.zeros(lanes, self.out_features))
+        return self.neuron.rest(self.zeros(lanes, self.out_features))
 
     def _fresh_traces(self, lanes: int) -> Traces:
         self.rule.check(self)
@@ -314,18 +335,10 @@ class Layer(Online):
         """The state with the tape's window folded into the traces."""
         if self._state is None or self._tape is None:
             return self._state
-        self._check_untouched()
         return self._state._replace(traces=self.rule.advance(self, self._state.traces, self._tape))
 
-    def _check_untouched(self) -> None:
-        if _versions(self._tape_tensors()) != self._tape_versions:
-            raise RuntimeError(
-                f"{type(self).__name__}: expected the latest call's x and y unchanged, but one of them was modified "
-                f"in place since. Give a fresh tensor each time, such as x.clone(); reset() makes the layer usable."
-            )
-
     def _forget(self) -> None:
-        self._tape, self._tape_call, self._tape_versions = None, None, []
+        self._tape, self._tape_call = None, None
 
     def _tape_tensors(self) -> list[Tensor]:
         return [] if self._tape is None else [self._tape.x, *self._tape.record, *self._tape.start]
@@ -338,13 +351,13 @@ class Layer(Online):
 
     def _state_from(self, where: str, tensors: dict[str, Tensor], lanes: int | None) -> LayerState | None:
         """The state that `_state_tensors` wrote, checked against this layer."""
-        if lanes is None and not tensors:
+        if not tensors:
             return None
         template = LayerState(self._rest(lanes or 0), self.rule.start(self, lanes or 0))
         return restored(f"{where} ({type(self).__name__})", template, tensors)
 
     def _state_bytes_per_lane(self) -> int:
-        return sum(tensor.nbytes for tensor in flatten(LayerState(self._rest(1), self._fresh_traces(1))).values())
+        return sum(tensor.nbytes for tensor in flatten(LayerState(self._rest(1), self.rule.start(self, 1))).values())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the state with the parameters: `.to()`, `.double()`, `.cuda()`."""
@@ -361,7 +374,6 @@ class Layer(Online):
             "_state": self._advanced_state(),
             "_tape": None,
             "_tape_call": None,
-            "_tape_versions": [],
         }
 
 
@@ -370,8 +382,3 @@ _CONSTRAINTS: dict[str, type[UnitInterval | Positive]] = {
     "threshold": Positive,
     "decay": UnitInterval,
 }
-
-
-def _versions(tensors: list[Tensor]) -> list[int]:
-    """How often each tensor has been modified in place; tensors made in inference mode do not say."""
-    return [tensor._version for tensor in tensors if not tensor.is_inference()]

@@ -24,6 +24,10 @@ class LINeuron:
 
     name = "LI"
 
+    def rest(self, zeros: Tensor) -> MembraneState:
+        """Membranes at zero."""
+        return MembraneState(zeros)
+
     def scan(self, values: Values, current: Tensor, start: MembraneState) -> NeuronScan:
         """A window of steps."""
         mem = scan.li(current, start.mem, values.beta)

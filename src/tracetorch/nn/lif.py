@@ -28,6 +28,10 @@ class LIFNeuron:
     def __init__(self, surrogate: Surrogate) -> None:
         self.surrogate = surrogate
 
+    def rest(self, zeros: Tensor) -> MembraneState:
+        """Membranes at zero."""
+        return MembraneState(zeros)
+
     def scan(self, values: Values, current: Tensor, start: MembraneState) -> NeuronScan:
         """A window of steps."""
         spk, u, mem = scan.lif(current, start.mem, values.beta, cast(Tensor, values.threshold), self.surrogate)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
@@ -22,19 +22,25 @@ _learning: ContextVar[bool] = ContextVar("tracetorch_learning", default=True)
 
 
 @contextmanager
-def no_learning() -> Iterator[None]:
-    """Within this context no traces are kept and `backward` is refused, as in `model.eval()`.
-
-    Membranes go on. When learning resumes the traces start afresh: the past is truncated.
-
-    >>> with no_learning():
-    ...     pass
-    """
-    before = _learning.set(False)
+def learning_is(wanted: bool) -> Iterator[None]:
+    """Within this context models in training mode learn, or do not."""
+    before = _learning.set(wanted)
     try:
         yield
     finally:
         _learning.reset(before)
+
+
+def no_learning() -> AbstractContextManager[None]:
+    """A context in which no traces are kept and `backward` is refused, as in `model.eval()`.
+
+    Membranes go on. When learning resumes the traces start afresh: the past is truncated. `torch.inference_mode()` has
+    the same effect.
+
+    >>> with no_learning():
+    ...     pass
+    """
+    return learning_is(False)
 
 
 class Proposal(NamedTuple):
@@ -56,6 +62,13 @@ class PartBackward(NamedTuple):
     updates: list[tuple[nn.Parameter, Tensor]]  # what is to be added to .grad
 
 
+class Rescaling(NamedTuple):
+    """What calibration makes of a weight."""
+
+    weight: Tensor  # (m, n)
+    factor: Tensor  # (m,)
+
+
 class Part(Protocol):
     """What a model is made of: a layer, a model, or the adapter of a stateless module."""
 
@@ -65,9 +78,7 @@ class Part(Protocol):
 
     def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward: ...
 
-    def _calibrate(self, x: Tensor) -> None: ...
-
-    def _run_from_rest(self, x: Tensor) -> Tensor: ...
+    def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]: ...
 
 
 class Online(Streaming):
@@ -82,8 +93,8 @@ class Online(Streaming):
         """Run one step. No autograd graph is built.
 
         Args:
-            x: (B, n) input of B lanes, or (n,) for a single one; floating point or boolean. It is kept until the next
-                call, so give a fresh tensor each time.
+            x: (B, n) input of B lanes, or (n,) for a single one; floating point or boolean. It is copied, so the same
+                buffer may be filled anew for the next call.
 
         Returns:
             (B, m), or (m,).
@@ -107,17 +118,24 @@ class Online(Streaming):
 
     @torch.no_grad()
     def _call(self, x: Tensor, window: bool) -> Tensor:
+        self._prepare()
         call, folded = self._fold_input(x, window)
-        y, proposals = self._propose(folded, call.learning)
+        if call.learning and folded.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+            folded = folded.clone()  # the tape's own: what the user does with x afterwards is not our affair
+        with _full_precision(folded):
+            y, proposals = self._propose(folded, call.learning)
         for proposal in proposals:
             proposal.commit(call)
         y = call.unfold(y)
         call.y_shape = tuple(y.shape)
-        if call.learning:
-            self._latest = call
-        else:
+        if not call.learning:
             self._latest, self._ended = None, "the latest ran in eval mode or under no_learning()"
-        return y
+            return y
+        self._latest = call
+        return y.clone()  # the same for y
+
+    def _learns_now(self) -> bool:
+        return self.training and _learning.get() and not torch.is_inference_mode_enabled()
 
     def _fold_input(self, x: Tensor, window: bool) -> tuple[Call, Tensor]:
         where = type(self).__name__
@@ -135,11 +153,8 @@ class Online(Streaming):
                 f"{where}: expected x to be {weight.dtype} like the weights, or bool, got {x.dtype}. "
                 f"Convert it with x.to({weight.dtype})."
             )
-        if x.device != weight.device:
-            raise ValueError(
-                f"{where}: expected x on {weight.device} like the weights, got {x.device}. Move it with x.to()."
-            )
-        call = Call(window, self._is_unbatched(x, window), self.training and _learning.get())
+        _checks.same_device(where, "x", x, weight)
+        call = Call(window, self._is_unbatched(x, window), self._learns_now())
         if x.numel() == 0:
             raise ValueError(f"{where}: expected at least one step and one lane, got x of shape {tuple(x.shape)}.")
         if self.check_finite:
@@ -159,7 +174,7 @@ class Online(Streaming):
         if missing not in (0, 1) or tuple(x.shape[x.ndim - len(features) :]) != features:
             expected = ", ".join([*leading, *map(str, features)])
             remedy = (
-                "Flatten it first, with x.flatten(-2) or an nn.Flatten()."
+                f"Flatten it first, with x.flatten({len(leading)})."
                 if x.ndim > len(leading) + len(features)
                 else f"Give the model {features[0]} inputs, or a layer of the size that came."
             )
@@ -175,7 +190,8 @@ class Online(Streaming):
     def backward(self, ls: Tensor, *, input_signal: bool = False) -> Tensor | None:
         """Add the gradients for a learning signal to `.grad`. For the latest call; earlier ones live on in traces.
 
-        A second call for the same forward adds its gradients.
+        A second call for the same forward adds its gradients. Call it before the optimizer steps: the signal passes
+        down through the weights as they are now.
 
         Args:
             ls: dL/dy, in the shape of the latest call's y.
@@ -185,11 +201,16 @@ class Online(Streaming):
             dL/dx in x's shape where `input_signal`, else None.
 
         Raises:
-            RuntimeError: no forward call to go back to: none yet, a reset since, eval mode.
-            ValueError: ls has another shape than y, or non-finite entries.
+            RuntimeError: no forward call to go back to (none yet, a reset since), or eval mode.
+            ValueError: ls has another shape than y, is on another device, or has non-finite entries.
             TypeError: ls is not a tensor of y's dtype.
         """
         where = f"{type(self).__name__}.backward"
+        if not self._learns_now():
+            raise RuntimeError(
+                f"{where}: expected training mode, got eval mode, no_learning() or inference mode. "
+                f"Call model.train(), and forward and backward outside such contexts."
+            )
         call = self._latest
         if call is None:
             raise RuntimeError(
@@ -203,22 +224,25 @@ class Online(Streaming):
         _checks.same_shape(
             where, "ls", ls, call.y_shape, "ls is dL/dy, the second of what a loss of tracetorch.loss returns."
         )
+        _checks.same_device(where, "ls", ls, self._a_weight())
         if self.check_finite:
             _checks.finite(where, "ls", ls)
-        result = self._backward(call.fold(ls), None, input_signal, call)
+        with _full_precision(ls):
+            result = self._backward(call.fold(ls), None, input_signal, call)
         for parameter, gradient in result.updates:
             if parameter.grad is None:
                 parameter.grad = gradient.contiguous()
             else:
                 parameter.grad.add_(gradient)
-        return None if result.ls_below is None or not input_signal else call.unfold(result.ls_below)
+        return None if result.ls_below is None or not input_signal else call.unfold(result.ls_below).contiguous()
 
     # -- before training -------------------------------------------------------------------------------------------
 
     def tape_bytes(self, lanes: int = 1, window: int = 1) -> int:
         """The bytes that the latest call keeps for its backward until the next call, besides `state_bytes`.
 
-        Linear in lanes and steps. Found by running a copy of the model for two short windows.
+        Linear in lanes and steps. Found by running a copy of the model for two short windows. The state of torch's
+        random numbers, which a Dropout keeps (some 5 kB, whatever the lanes and steps), is not counted.
 
         Args:
             lanes: B.
@@ -237,7 +261,7 @@ class Online(Streaming):
                 f"is unknown. Ask the part of the model after it, model[1:], and add the bytes of the module's input."
             )
         weight = self._a_weight()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([weight.device] if weight.is_cuda else []), learning_is(True):
             probe = copy.deepcopy(self).train()
             one, two = (
                 probe._window_tape_bytes(torch.zeros(k, 1, *features, dtype=weight.dtype, device=weight.device))
@@ -257,7 +281,7 @@ class Online(Streaming):
         """Scale the weights to the data, layer by layer from the input up; the streams are left as they are.
 
         Each neuron's weights are multiplied so that its membrane, without bias and reset and from rest, has the root
-        mean square over `x` that initialisation aims at: the threshold, for a readout 1 - beta.
+        mean square over `x` that initialisation aims at: the threshold, for a readout 1 - beta. Frozen weights stay.
 
         Args:
             x: (K, B, n) a batch of input as the model will see it, or (K, n).
@@ -267,9 +291,15 @@ class Online(Streaming):
             TypeError: as for `window`.
         """
         _, folded = self._fold_input(x, window=True)
-        self._calibrate(folded)
+        with _full_precision(folded):
+            _, rescalings = self._calibrate(folded)
+        for weight, factor in rescalings:
+            weight.mul_(factor[:, None])
 
     # -- what subclasses write -------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Called before every call; nothing by default."""
 
     def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]:
         raise NotImplementedError
@@ -280,13 +310,16 @@ class Online(Streaming):
     def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward:
         raise NotImplementedError
 
-    def _calibrate(self, x: Tensor) -> None:
-        raise NotImplementedError
-
-    def _run_from_rest(self, x: Tensor) -> Tensor:
-        """The output (K, B, ...) for x (K, B, ...) of lanes that have seen nothing; changes no state."""
+    def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]:
+        """The output (K, B, ...) for x (K, B, ...) from rest with the rescaled weights, and the rescalings."""
         raise NotImplementedError
 
     def _feature_shape(self) -> tuple[int, ...] | None:
         """The shape of one lane's input at one step; None where it is unknown."""
         raise NotImplementedError
+
+
+def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A context without autocast, which would change dtypes between forward and backward."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

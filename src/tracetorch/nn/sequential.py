@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..rules import Rule
-from .layer import Layer
-from .online import Online, Part, PartBackward, Proposal
+from ..rules import InputTrace, Rule
+from .layer import Layer, check_rule
+from .online import Online, Part, PartBackward, Proposal, Rescaling
 from .stateless import Stateless
 from .streaming import Call, TapeKeeper
 
@@ -45,12 +45,39 @@ class Sequential(Online, nn.Sequential):
         only = modules[0] if len(modules) == 1 else None
         for name, module in only.items() if isinstance(only, dict) else enumerate(modules):
             self.add_module(str(name), module)  # type: ignore[arg-type]
-        layers = self._layers()
-        if not layers:
+        if not self._layers():
             raise ValueError(
                 "Sequential: expected at least one layer of tracetorch, got none. "
                 "Use torch.nn.Sequential for a model without state."
             )
+        if rule is not None:
+            check_rule("Sequential", rule)
+        self._own_rule = rule
+        self._model_rule: Rule | None = None
+        self._prepare()
+
+    @property
+    def rule(self) -> Rule:
+        """The learning rule of the layers that have none of their own. Setting it drops their traces."""
+        return self._own_rule or self._model_rule or InputTrace()
+
+    @rule.setter
+    def rule(self, rule: Rule) -> None:
+        check_rule("Sequential", rule)
+        self._check_rule(rule)
+        self._own_rule = rule
+        self._prepare()
+
+    def __getitem__(self, index: slice | int) -> Any:
+        """A module, or for a slice a model of the same modules with the same rule."""
+        if isinstance(index, slice):
+            chosen = OrderedDict(list(self._modules.items())[index])
+            return Sequential(chosen, rule=self._own_rule or self._model_rule)
+        return super().__getitem__(index)
+
+    def _prepare(self) -> None:
+        """See that the modules, which may have been exchanged, are what a model can consist of, and share the rule."""
+        layers = self._layers()
         if len(set(map(id, layers.values()))) < len(layers):
             raise ValueError(
                 "Sequential: expected each layer once, got one that stands in several places, sharing its state. "
@@ -59,10 +86,23 @@ class Sequential(Online, nn.Sequential):
         for name, part in self._named_parts():
             if isinstance(part, Stateless):
                 part.check(f"Sequential, module {name}")
-        for name, layer in layers.items():
-            if rule is not None and layer._rule is None:
+        rule = self._own_rule or self._model_rule
+        if rule is not None:
+            self._check_rule(rule)
+        for child in self._modules.values():
+            if isinstance(child, Layer | Sequential):
+                child._inherit(rule)
+
+    def _inherit(self, rule: Rule | None) -> None:
+        self._model_rule = rule
+        self._prepare()
+
+    def _check_rule(self, rule: Rule) -> None:
+        """Raise where the rule cannot serve a layer that would inherit it."""
+        for name, child in self._modules.items():
+            if isinstance(child, Layer | Sequential) and child._own_rule is None:
                 with _named(name):
-                    layer.rule = rule
+                    child._check_rule(rule) if isinstance(child, Sequential) else rule.check(child)
 
     def _named_parts(self) -> list[tuple[str, Part]]:
         """The children as parts: layers and models as they are, other modules through an adapter."""
@@ -91,7 +131,8 @@ class Sequential(Online, nn.Sequential):
     def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward:
         parts = self._named_parts()
         # needs[i]: whether anything below part i asks for a learning signal
-        trains = [any(p.requires_grad for p in module.parameters()) for module in self._modules.values() if module]
+        modules = list(self._modules.values())
+        trains = [any(p.requires_grad for p in module.parameters()) for module in modules]
         needs = [signal or any(trains[:i]) for i in range(len(parts))]
         updates: list[tuple[nn.Parameter, Tensor]] = []
         below: Tensor | None = ls
@@ -103,21 +144,18 @@ class Sequential(Online, nn.Sequential):
             updates += more
         return PartBackward(below, above, updates)
 
-    def _calibrate(self, x: Tensor) -> None:
-        parts = self._named_parts()
-        for i, (name, part) in enumerate(parts, start=1):
+    def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]:
+        rescalings: list[Rescaling] = []
+        for name, part in self._named_parts():
             with _named(name):
-                part._calibrate(x)
-                if i < len(parts):
-                    x = part._run_from_rest(x)
-
-    def _run_from_rest(self, x: Tensor) -> Tensor:
-        for _, part in self._named_parts():
-            x = part._run_from_rest(x)
-        return x
+                x, more = part._calibrate(x)
+            rescalings += more
+        return x, rescalings
 
     def _feature_shape(self) -> tuple[int, ...] | None:
         first = next(iter(self._modules.values()))
+        if type(first) is nn.Linear:
+            return (first.in_features,)
         return first._feature_shape() if isinstance(first, Online) else None
 
     def _layers(self) -> dict[str, Layer]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from ..rules.base import MembraneState, Reverse, Rule, Tape, Values
 from .constraint import OneOrEach
 from .layer import Layer, LayerStep, NeuronScan
 from .li import LINeuron
+from .online import Rescaling
 from .streaming import Call
 
 
@@ -43,9 +44,11 @@ class SoftmaxNeuron(LINeuron):
         Drawing step by step makes the samples the same however the steps are cut into windows.
         """
         steps, lanes, _ = probs.shape
-        draws = torch.empty(steps, lanes, 1, dtype=probs.dtype, device=probs.device)
+        device = probs.device if self.generator is None else self.generator.device
+        draws = torch.empty(steps, lanes, 1, dtype=probs.dtype, device=device)
         for draw in draws:
             draw.uniform_(generator=self.generator)
+        draws = draws.to(probs.device)
         cumulative = probs.cumsum(-1)
         index = torch.searchsorted(cumulative, draws * cumulative[..., -1:], right=True)
         classes = probs.shape[-1]
@@ -83,7 +86,8 @@ class Softmax(Layer):
         beta: decay of the membrane per step, in [0, 1] (dimensionless): one number, or one per neuron (m,). 0.9.
         tau: its time constant in steps instead of beta: `beta = exp(-1 / tau)`.
         learn_beta: make beta a parameter, `raw_beta`, inside (0, 1).
-        generator: what the samples are drawn with, on the device of the layer; by default torch's global one.
+        generator: what the samples are drawn with; by default torch's global one. Where several layers draw, give each
+            its own: then the samples do not depend on how the steps are cut into windows.
         rule: the learning rule of this layer; by default the model's.
         device: of the parameters.
         dtype: of the parameters.
@@ -134,6 +138,11 @@ class Softmax(Layer):
         self._probs: Tensor | None = None
 
     @property
+    def generator(self) -> torch.Generator | None:
+        """What the samples are drawn with."""
+        return self.neuron.generator
+
+    @property
     def probs(self) -> Tensor:
         """The probabilities pi of the latest call, in the shape of its output.
 
@@ -148,8 +157,19 @@ class Softmax(Layer):
 
     def _commit(self, step: LayerStep, call: Call) -> None:
         super()._commit(step, call)
-        self._probs = call.unfold(step.record.probs)
+        self._probs = call.unfold(step.record.probs).clone()
 
     def _forget(self) -> None:
         super()._forget()
         self._probs = None
+
+    def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]:
+        generator = self.neuron.generator
+        before = torch.get_rng_state() if generator is None else generator.get_state()
+        result = super()._calibrate(x)
+        torch.set_rng_state(before) if generator is None else generator.set_state(before)
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold no latest call."""
+        return super().__getstate__() | {"_probs": None}

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .. import _checks
+
 
 class LayerState(NamedTuple):
     """What a layer keeps between two calls, apart from the tape of the latest."""
@@ -60,8 +62,12 @@ def restored(where: str, template: LayerState, tensors: dict[str, Tensor]) -> La
     """The state that `flatten` wrote to `tensors`, in the shapes, dtype and device of `template`.
 
     Raises:
-        ValueError: other names or shapes than the template's; traces may all be missing.
+        ValueError: other names or shapes than the template's (traces may all be missing), or entries not finite.
+        TypeError: an entry that is not a floating-point tensor.
     """
+    for name, tensor in tensors.items():
+        _checks.floating(where, name, tensor)
+        _checks.finite(where, name, tensor)
     if not any(name.startswith("traces.") for name in tensors):  # saved in eval mode
         template = template._replace(traces=None)
     expected = {name: tuple(tensor.shape) for name, tensor in flatten(template).items()}

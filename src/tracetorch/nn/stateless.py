@@ -13,15 +13,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .online import PartBackward, Proposal
-from .streaming import Call, Streaming
+from .online import PartBackward, Proposal, Rescaling
+from .streaming import Call, Streaming, stale
+
+_DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
 class StatelessStep(NamedTuple):
     """What is kept of the latest call."""
 
     x: Tensor  # (K, B, ...) input
-    random_state: tuple[Tensor, ...]  # of torch's generators before the call, so that a dropout mask can be drawn again
+    random_state: tuple[Tensor, ...] | None  # torch's, before the call: a dropout mask is drawn again from it
 
 
 class Stateless:
@@ -31,6 +33,10 @@ class Stateless:
         self.module = module
         self._step: StatelessStep | None = None
         self._call: Call | None = None
+        # Of torch's own modules it is known which ones draw random numbers; of others it is not.
+        self._may_draw = any(
+            isinstance(part, _DRAWING) or not type(part).__module__.startswith("torch.nn.") for part in module.modules()
+        )
 
     def check(self, where: str) -> None:
         """Raise where the module is not a function of each step and lane by itself.
@@ -40,10 +46,13 @@ class Stateless:
         """
         for module in self.module.modules():
             kind = type(module).__name__
-            if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+                module.training or not module.track_running_stats
+            ):
                 raise TypeError(
-                    f"{where}: expected modules that treat each step and lane by itself, got {kind} in training mode, "
-                    f"which mixes lanes and steps. Use LayerNorm or GroupNorm, or put it in eval mode."
+                    f"{where}: expected modules that treat each step and lane by itself, got {kind} with statistics of "
+                    f"the batch, which mixes lanes and steps. Use LayerNorm or GroupNorm, or eval mode with running "
+                    f"statistics."
                 )
             if isinstance(module, Streaming | nn.RNNBase | nn.RNNCellBase):
                 raise TypeError(
@@ -56,36 +65,38 @@ class Stateless:
                     f"Set inplace=False."
                 )
 
-    def _run_from_rest(self, x: Tensor) -> Tensor:
+    def _run(self, x: Tensor) -> Tensor:
         y: Tensor = self.module(x.flatten(0, 1))
         return y.reshape(*x.shape[:2], *y.shape[1:])
 
     def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]:
         self.check(type(self.module).__name__)
-        step = StatelessStep(x, _random_state(x)) if learning else None
-        return self._run_from_rest(x), [Proposal(self, step)]
+        step = StatelessStep(x, _random_state(x) if self._may_draw else None) if learning else None
+        return self._run(x), [Proposal(self, step)]
 
     def _commit(self, step: StatelessStep | None, call: Call) -> None:
         self._step, self._call = step, call
 
     def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward:  # noqa: ARG002
-        assert self._step is not None
-        assert self._call is call
+        if self._step is None or self._call is not call:
+            raise stale(type(self.module).__name__)
         x, random_state = self._step
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         if not signal and not parameters:
             return PartBackward(None, None, [])
         with torch.enable_grad(), _replayed(x, random_state):
             leaf = x.detach().requires_grad_(signal)
-            y = self._run_from_rest(leaf)
+            y = self._run(leaf)
             wanted = [leaf, *parameters] if signal else parameters
-            gradients = list(torch.autograd.grad(y, wanted, ls, allow_unused=True))
+            gradients = list(torch.autograd.grad(y, wanted, ls, allow_unused=True, materialize_grads=True))
         ls_below = gradients.pop(0) if signal else None
-        updates = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+        # Autograd may hand out one tensor for several parameters, or ls itself.
+        updates = [(p, g.clone()) for p, g in zip(parameters, gradients, strict=True)]
         return PartBackward(ls_below, None, updates)
 
-    def _calibrate(self, x: Tensor) -> None:
-        """Nothing: torch modules keep the weights they came with."""
+    def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]:
+        """Torch modules keep the weights they came with."""
+        return self._run(x), []
 
     def _forget(self) -> None:
         self._step, self._call = None, None
@@ -95,7 +106,7 @@ class Stateless:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold no latest call."""
-        return {"module": self.module, "_step": None, "_call": None}
+        return self.__dict__ | {"_step": None, "_call": None}
 
 
 def _random_state(x: Tensor) -> tuple[Tensor, ...]:
@@ -106,8 +117,11 @@ def _random_state(x: Tensor) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def _replayed(x: Tensor, random_state: tuple[Tensor, ...]) -> Iterator[None]:
+def _replayed(x: Tensor, random_state: tuple[Tensor, ...] | None) -> Iterator[None]:
     """Within this context random numbers come as they did from `random_state` on; afterwards as if never drawn."""
+    if random_state is None:
+        yield
+        return
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.set_rng_state(random_state[0])
         if x.is_cuda:

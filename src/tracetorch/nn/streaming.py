@@ -36,6 +36,14 @@ class Call:
         return tensor.squeeze(1 if self.window else 0) if self.unbatched else tensor
 
 
+def stale(where: str) -> RuntimeError:
+    """The error of a part that is not as the model's latest call left it."""
+    return RuntimeError(
+        f"{where}: expected to be as the model's latest call left it, but this module was called, reset, moved, "
+        f"replaced or given another rule by itself since. Call the model again first."
+    )
+
+
 class TapeKeeper(Protocol):
     """A part of a model that keeps something of the latest call."""
 
@@ -89,7 +97,7 @@ class Streaming(nn.Module):
                 and the next call may have another number of them.
 
         Raises:
-            RuntimeError: a mask was given before any call.
+            RuntimeError: a mask was given before any call, or to layers with different numbers of lanes.
             TypeError: the mask is not boolean.
             ValueError: the mask has another number of lanes.
         """
@@ -101,13 +109,15 @@ class Streaming(nn.Module):
             _checks.is_tensor(where, "mask", mask)
             if mask.dtype != torch.bool:
                 raise TypeError(f"{where}: expected mask to be bool, got {mask.dtype}. Convert it with mask.bool().")
-            lanes = self._lanes()
-            if lanes is None:
+            lanes = {layer._state.neuron[0].shape[0] for layer in layers.values() if layer._state is not None}
+            if len(lanes) != 1:
+                came = f"layers with {sorted(lanes)} lanes" if lanes else "none since the start or the last reset()"
                 raise RuntimeError(
-                    f"{where}: expected a call before reset(mask), got none since the start or the last reset(): "
-                    f"there are no lanes yet. Leave out the mask, or call the model first."
+                    f"{where}: expected a call before reset(mask), got {came}. "
+                    f"Leave out the mask, or call the model first."
                 )
-            _checks.same_shape(where, "mask", mask, (lanes,), "Give one entry per lane.")
+            _checks.same_shape(where, "mask", mask, (lanes.pop(),), "Give one entry per lane.")
+            _checks.same_device(where, "mask", mask, self._a_weight())
             states = {name: layer._masked_state(mask) for name, layer in layers.items()}
         self._put(states, "reset() ended the latest")
 
@@ -131,7 +141,8 @@ class Streaming(nn.Module):
         """Go on from what `stream_state` returned. Ends the latest call.
 
         Raises:
-            ValueError: the state is of another version, model, rule or shape.
+            ValueError: the state is of another version, model, rule or shape, or has entries that are not finite.
+            TypeError: an entry is not a floating-point tensor.
         """
         where = f"{type(self).__name__}.load_stream_state"
         version = state.get("version") if isinstance(state, dict) else type(state).__name__
@@ -139,6 +150,12 @@ class Streaming(nn.Module):
             raise ValueError(
                 f"{where}: expected a stream state of version {STREAM_STATE_VERSION}, got {version}. "
                 f"Give what stream_state() of this version of tracetorch returned."
+            )
+        missing = {"lanes", "rules", "tensors"} - state.keys()
+        if missing:
+            raise ValueError(
+                f"{where}: expected a stream state, got a dictionary without {sorted(missing)}. "
+                f"Give what stream_state() returned."
             )
         layers = self._layers()
         rules = {name: repr(layer.rule) for name, layer in layers.items()}
@@ -148,13 +165,13 @@ class Streaming(nn.Module):
                 f"Build the model as it was when the state was saved."
             )
         states = {
-            name: layer._state_from(f"{where}, module {name or 0}", state["tensors"][name], state["lanes"])
+            name: layer._state_from(f"{where}, module {name or 0}", state["tensors"].get(name, {}), state["lanes"])
             for name, layer in layers.items()
         }
         self._put(states, "load_stream_state() ended the latest")
 
     def state_bytes(self, lanes: int | None = None) -> int:
-        """The bytes kept between two calls, however many steps have gone by: membranes and traces.
+        """The bytes kept between two calls while learning, however many steps go by: membranes and traces.
 
         Args:
             lanes: B; by default as many as there are, or 1.

@@ -55,6 +55,11 @@ def operations(where: str, synapse: nn.Module) -> SynapseOperations:
             f"got {type(synapse).__name__}. A synapse is a linear map; "
             f"put a module that is not one between layers, in tt.Sequential."
         )
+    if not isinstance(synapse.weight, nn.Parameter):
+        raise TypeError(
+            f"{where}: expected the synapse's weight to be a Parameter, got {type(synapse.weight).__name__}, as "
+            f"pruning makes it, whose gradient cannot be computed here. Remove it first."
+        )
     return found
 
 

@@ -48,7 +48,7 @@ class InputTrace(Rule):
             ValueError: the layer has one beta per neuron.
         """
         beta = layer.values().beta
-        if beta.ndim:
+        if beta.numel() > 1:
             raise ValueError(
                 f"InputTrace: expected {layer.neuron.name} to have one beta for the whole layer, got one per neuron "
                 f"({tuple(beta.shape)}). Give a single beta or tau, or choose rule=Truncated() or rule=MeanRate()."

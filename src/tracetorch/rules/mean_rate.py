@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 from torch import Tensor
 
 from ..functional import trace
-from .base import Backward, Gradients, LayerLike, Rule, Tape, Traces, Values, sum_to_shape
+from .base import Backward, Gradients, LayerLike, Rule, Tape, Traces, sum_to_shape
 
 
 class MeanRateTraces(NamedTuple):
@@ -32,7 +32,8 @@ class MeanRate(Rule):
     hands dL/dx_bar / K to the layer below. The rule of Yegor-men's traceTorch. It is *not* the gradient of BPTT, with
     any window: it is the gradient of the estimate f.
 
-    Keeps n + 1 numbers per lane; m + 1 more where the value is measured.
+    Keeps n numbers per lane, and 1 more for the start-up correction (n more where the decay is learned); m + 1 more
+    where the value is measured.
 
     Args:
         decay: a, the decay of the trace per step, in [0, 1); its memory is 1 / (1 - a) steps.
@@ -40,7 +41,8 @@ class MeanRate(Rule):
             have one estimate of their own.
         value: "modelled" takes f from the estimate; "measured" takes the trace average of the output itself (a
             Softmax: of its probabilities), and only the slope is modelled.
-        correct_start: divide by the normaliser nrm; without it, x_bar = z * (1 - a), which is too small at the start.
+        correct_start: divide by the normaliser nrm; without it, x_bar = z * (1 - a), which is too small at the start. A
+            measured output is always corrected.
         learn_decay: make a a parameter per input, with the original's formula
             `dL/da_j = sum over lanes of (W^T dL/dI)_j * (-z_j)`. A heuristic: the output does not depend on a. The
             trace of a measured output keeps the decay given.
@@ -90,14 +92,14 @@ class MeanRate(Rule):
             inputs=layer.zeros(lanes, layer.in_features),
             norm=layer.zeros(lanes, layer.in_features if self.learn_decay else 1) if self.correct_start else None,
             outputs=layer.zeros(lanes, layer.out_features) if measured else None,
-            output_norm=layer.zeros(lanes, 1) if measured and self.correct_start else None,
+            output_norm=layer.zeros(lanes, 1) if measured else None,
         )
 
     def advance(self, layer: LayerLike, traces: Traces, tape: Tape) -> MeanRateTraces:
         """One window further."""
         old = cast(MeanRateTraces, traces)
         steps = len(tape.x)
-        a, fixed = self._decay(tape.values), layer.zeros() + self.decay
+        a, fixed = cast(Tensor, tape.values.decay), layer.zeros() + self.decay
         return MeanRateTraces(
             inputs=trace.advance(old.inputs, tape.x, a),
             norm=None if old.norm is None else trace.advance_ones(old.norm, steps, a),
@@ -116,15 +118,15 @@ class MeanRate(Rule):
     ) -> Backward:
         """The gradients of the estimate f at the average input, the latest window included."""
         past = self.advance(layer, traces, tape)
-        beta, threshold, _ = tape.values
-        a = self._decay(tape.values)
-        x_bar = _average(past.inputs, past.norm, a)
+        beta, threshold, a = tape.values
+        assert a is not None
+        x_bar = past.inputs * (1 - a) if past.norm is None else trace.average(past.inputs, past.norm)
         current = layer.current(x_bar)
         estimate = layer.neuron.rate(self.rate)
-        if past.outputs is None:
+        if past.outputs is None or past.output_norm is None:
             value = estimate.value(current, beta, threshold)
         else:
-            value = _average(past.outputs, past.output_norm, layer.zeros() + self.decay)
+            value = trace.average(past.outputs, past.output_norm)
         d = estimate.gradients(ls.sum(0), value, current, beta, threshold)
 
         gradients: Gradients = {}
@@ -142,11 +144,3 @@ class MeanRate(Rule):
             gradients["decay"] = -(below * past.inputs).sum(0)
         ls_below = None if below is None or not signal else (below / len(tape.x)).expand_as(tape.x)
         return Backward(gradients, ls_below, None)
-
-    def _decay(self, values: Values) -> Tensor:
-        assert values.decay is not None
-        return values.decay
-
-
-def _average(trace_: Tensor, norm: Tensor | None, decay: Tensor) -> Tensor:
-    return trace_ * (1 - decay) if norm is None else trace.average(trace_, norm)
