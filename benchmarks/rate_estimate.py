@@ -16,7 +16,7 @@ from torch import Tensor
 from _record import save
 from tracetorch.functional import rate, scan, surrogate, trace
 
-BETAS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+BETAS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
 SHOWN_BETAS = (0.5, 0.8, 0.9, 0.95)
 SHOWN_CURRENTS = (0.12, 0.2, 0.3, 0.5, 0.7, 0.9)
 STEPS, SETTLE = 6000, 1000
@@ -54,7 +54,7 @@ def estimate(kind: rate.RateEstimate, currents: Tensor, beta: float) -> Tensor:
 
 def worst_errors() -> list[dict[str, float]]:
     """The largest error over constant currents with simulated rates of .05 to .95."""
-    currents = torch.linspace(0.01, 1.5, 600, dtype=torch.float64)
+    currents = torch.linspace(0.01, 1.5, 6000, dtype=torch.float64)
     rows = []
     for beta in BETAS:
         true = spikes_of(constant(currents), beta)[SETTLE:].mean((0, 1))
@@ -130,11 +130,11 @@ The largest error over currents whose simulated rate lies between .05 and .95, b
 
 {worst}
 
-From beta = 0.7 on the clipped balance (w -> 0) stays within the bound; what is left of its error is locking at simple
-rates such as 1/2 and 1/3. At smaller beta it does not, and no smooth curve can: all rates from 0 to 1/3 then lie within
-a sliver of currents just above theta (1 - beta). The default softness w = 0.1 adds up to w ln 2 = 0.07 where the clip
-begins and ends, and 0.047 at an estimate of .05 or .95: the price of a slope that does not vanish there, for learning.
-`Sigmoid` is the original's estimate.
+From beta = 0.75 on the clipped balance (w -> 0) stays within the bound; what is left of its error is locking at simple
+rates such as 1/2. At smaller beta it does not near the ends, where the neuron's own curve is all but vertical: at
+beta = 0.5 the currents from 0.50 to 0.57 hold all rates from 0 to 1/4. The default softness w = 0.1 adds up to
+w ln 2 = 0.07 where the clip begins and ends, and 0.047 at an estimate of .05 or .95: the price of a slope that does not
+vanish there, for learning. `Sigmoid` is the original's estimate.
 
 ## A noisy current
 

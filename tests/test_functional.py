@@ -128,3 +128,7 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
     run = scan.lif(current, mem, beta, theta, surrogate.ArcTan())
     reverse = scan.lif_reverse(current, run.u, mem, beta, theta, surrogate.ArcTan())
     assert {t.dtype for t in (*run, *reverse)} == {dtype}
+
+
+def test_the_average_of_a_lane_that_has_seen_nothing_is_zero() -> None:
+    assert trace.average(torch.tensor([[2.0], [5.0]]), torch.tensor([[4.0], [0.0]])).tolist() == [[0.5], [0.0]]

@@ -171,13 +171,6 @@ def test_optimising_the_decay_moves_it_and_keeps_it_inside() -> None:
     assert not torch.allclose(decay, torch.tensor(0.9))
 
 
-def test_a_silent_past_contributes_nothing() -> None:
-    from tracetorch.functional import trace
-
-    average = trace.average(torch.tensor([[2.0], [5.0]]), torch.tensor([[4.0], [0.0]]))
-    assert average.tolist() == [[0.5], [0.0]]
-
-
 @pytest.mark.parametrize("kwargs", [{"decay": 1.0}, {"decay": -0.1}, {"decay": 0.0, "learn_decay": True}])
 def test_refuses_a_decay_outside_its_range(kwargs: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"MeanRate: expected decay in \[0, 1\)"):
@@ -194,3 +187,45 @@ def test_refuses_unknown_choices() -> None:
 def test_refuses_a_readout_that_is_a_perfect_integrator() -> None:
     with pytest.raises(ValueError, match=r"MeanRate: expected LI to have beta below 1, got 1"):
         tt.LI(2, 2, beta=1.0, rule=tt.MeanRate())
+
+
+@pytest.mark.parametrize("window", [1, 4, T])
+@pytest.mark.parametrize("learn_decay", [False, True])
+@pytest.mark.parametrize("correct_start", [False, True])
+@pytest.mark.parametrize("value", ["modelled", "measured"])
+def test_every_combination_is_what_it_says(value: str, correct_start: bool, learn_decay: bool, window: int) -> None:
+    """With a decay per input that is learned, an optimizer step in between, measured values: all written out."""
+    torch.manual_seed(7)
+    layer = hidden(N, M, rule=tt.MeanRate(decay=A, value=value, correct_start=correct_start, learn_decay=learn_decay))
+    x = torch.rand(T, B, N, **F64)
+    a = torch.full((N,), A, **F64)
+    z, norm, f_bar, f_norm = torch.zeros(B, N, **F64), torch.zeros(N, **F64), torch.zeros(B, M, **F64), 0.0
+    for x_window in x.split(window):
+        if learn_decay:
+            with torch.no_grad():
+                layer.raw_decay.copy_(torch.linspace(-0.5, 2.5, N) + 0.1 * torch.randn(N))
+            a = torch.sigmoid(layer.raw_decay.detach())
+        y = layer.window(x_window)
+        for x_t, y_t in zip(x_window, y, strict=True):
+            z, norm = a * z + x_t, a * norm + 1
+            f_bar, f_norm = A * f_bar + y_t, A * f_norm + 1
+    ls = torch.randn(len(x_window), B, M, **F64)
+    layer.backward(ls)
+
+    x_bar = z / norm if correct_start else z * (1 - a)
+    current = layer.synapse(x_bar).detach()
+    model = rate.Balance()
+    f = f_bar / f_norm if value == "measured" else model.value(current, layer.beta, layer.threshold)
+    expected = model.gradients(ls.sum(0), f, current, layer.beta, layer.threshold)
+    torch.testing.assert_close(layer.weight.grad, expected.current.T @ x_bar, rtol=1e-9, atol=1e-12)
+    if learn_decay:
+        d_x_bar = expected.current @ layer.weight.detach()
+        torch.testing.assert_close(layer.raw_decay.grad, -(d_x_bar * z).sum(0) * a * (1 - a), rtol=1e-9, atol=1e-12)
+
+
+def test_a_measured_softmax_gets_no_gradient_from_a_constant_signal() -> None:
+    """Its average probabilities sum to 1, at the start too."""
+    layer = tt.Softmax(N, M, rule=tt.MeanRate(value="measured", correct_start=False), **F64)
+    layer.window(torch.rand(3, B, N, **F64))
+    layer.backward(torch.ones(3, B, M, **F64))
+    assert layer.synapse.bias.grad.abs().max() < 1e-12
