@@ -1,0 +1,217 @@
+"""The command line: what it prints, writes and returns, and how it ends early."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import tracetorch as tt
+from test_datasets import write_mnist
+from tracetorch import datasets
+from tracetorch.cli import app as commands
+from tracetorch.cli import main
+from tracetorch.train import ImageSettings, build, evaluate
+
+TINY = ["--epochs", "1", "--steps", "4", "--window", "2", "--lanes", "50"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Small products lose to threads what they gain, and much more where the cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tracetorch(*arguments: object):
+    return CliRunner().invoke(commands.app, [str(argument) for argument in arguments])
+
+
+def one_line(result) -> str:
+    """What a refusal says: one line, without a traceback."""
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.stdout == ""
+    assert result.stderr.startswith("tracetorch: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_a_run_is_written_down(tmp_path):
+    out = tmp_path / "new" / "folder"
+    result = tracetorch("train", "digits", *TINY, "--epochs", 3, "--rule", "truncated", "--seed", 4, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "1437 images to learn, 360 to test; network 64-128-128-10; rule truncated" in result.stdout
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["settings"]["rule"] == "truncated"
+    assert [metrics["settings"][name] for name in ("dataset", "steps", "window", "seed")] == ["digits", 4, 2, 4]
+    assert metrics["versions"]["tracetorch"] == tt.__version__
+    assert metrics["versions"]["torch"] == torch.__version__
+    assert metrics["test_accuracy"] == metrics["accuracy_per_epoch"][-1]
+    assert len(metrics["accuracy_per_epoch"]) == 3
+    assert [len(curve) for curve in metrics["learning_curve"].values()] == [3 * 29, 3 * 29]
+    assert metrics["seconds"] > 0
+    assert metrics["interrupted"] is False
+    assert f"test accuracy {metrics['test_accuracy']:.2%}" in result.stdout
+    assert (out / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_model_can_be_loaded_as_plain_data_and_is_the_one_that_was_tested(tmp_path):
+    assert tracetorch("train", "digits", *TINY, "--out", tmp_path).exit_code == 0
+    saved = torch.load(tmp_path / "model.pt", weights_only=True)
+    names = ("hidden", "readout", "steps", "window", "lanes", "intensity", "encoding", "seed")
+    settings = ImageSettings(**{name: saved["settings"][name] for name in names})
+    model = build(64, 10, settings)
+    model.load_state_dict(saved["state_dict"])
+    images = datasets.digits()
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert evaluate(model, images.test_x, images.test_y, settings) == metrics["test_accuracy"]
+
+
+def test_mnist_from_a_folder_without_writing_anything(tmp_path, monkeypatch):
+    folder = write_mnist(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    result = tracetorch("train", "mnist", *TINY, "--data", folder, "--rule", "mean-rate")
+    assert result.exit_code == 0, result.output
+    assert "6 images to learn, 4 to test; network 784-128-128-10; rule mean-rate" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("rule", commands.RULES)
+@pytest.mark.parametrize("dataset", commands.PRESETS)
+def test_defaults_are_those_of_the_data_set(dataset, rule):
+    assert commands._settings(dataset, rule, {}).rule == commands.RULES[rule]
+    settings = commands._settings(dataset, rule, {"lr": 0.5})
+    assert settings.lr == 0.5
+    assert settings.epochs == commands.PRESETS[dataset].epochs
+
+
+REFUSALS = {
+    "data set": (["cifar"], 2, "expected one of digits, mnist, got 'cifar'"),
+    "rule": (["digits", "--rule", "bptt"], 2, "--rule to be one of input-trace, truncated, mean-rate, got 'bptt'"),
+    "window": (["digits", "--window", "0"], 2, "window to be a whole number of at least 1, got 0"),
+    "steps": (["digits", "--steps", "-3"], 2, "steps to be a whole number of at least 1, got -3"),
+    "lr": (["digits", "--lr", "nan"], 2, "lr to be a finite number above 0, got nan"),
+    "device": (["digits", "--device", "abacus"], 2, "--device to be one that works here, got 'abacus'"),
+    "no such data": (["mnist", "--data", "nowhere"], 2, "train-images-idx3-ubyte"),
+    "data not needed": (["digits", "--data", "."], 2, "no --data for digits"),
+    "out is a file": (["digits", "--out", __file__], 2, "File exists"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "says"), REFUSALS.values(), ids=REFUSALS)
+def test_bad_values_are_refused_in_one_line(arguments, code, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = tracetorch("train", *arguments)
+    assert says in one_line(result)
+    assert result.exit_code == code
+
+
+def test_what_is_no_number_is_refused():
+    result = tracetorch("train", "digits", "--window", "x")
+    assert result.exit_code == 2
+    assert "--window" in result.stderr
+
+
+@pytest.mark.parametrize("error", [ConnectionError("offline"), RuntimeError("corrupted"), ImportError("no pooch")])
+def test_failing_surroundings_are_told_in_one_line(error, monkeypatch):
+    def failing(data):
+        raise error
+
+    monkeypatch.setattr(datasets, "mnist", failing)
+    result = tracetorch("train", "mnist")
+    assert one_line(result) == f"tracetorch: {error}\n"
+    assert result.exit_code == 1
+
+
+def test_the_version():
+    result = tracetorch("--version")
+    assert result.exit_code == 0
+    assert result.stdout == f"tracetorch {tt.__version__}, torch {torch.__version__}\n"
+
+
+def test_help_names_the_rules_and_defaults():
+    result = tracetorch("train", "--help")
+    assert result.exit_code == 0
+    shown = " ".join(result.stdout.replace("│", " ").split())
+    assert "input-trace, truncated, mean-rate" in shown
+    assert "30 for digits, 1 for mnist" in shown
+    assert "Default: 5." in shown
+
+
+# -- ending early ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batches", [0, 1, 40])
+def test_an_interrupted_run_is_written_down(batches, tmp_path, monkeypatch):
+    whole = commands.fit
+
+    def interrupted(*arguments):
+        for number, result in enumerate(whole(*arguments)):
+            if number == batches:
+                raise KeyboardInterrupt
+            yield result
+
+    monkeypatch.setattr(commands, "fit", interrupted)
+    result = tracetorch("train", "digits", *TINY, "--epochs", 2, "--out", tmp_path)
+    assert result.exit_code == 130, result.output
+    assert f"interrupted after {batches} batches" in result.stdout
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["interrupted"] is True
+    assert len(metrics["learning_curve"]["loss"]) == batches
+    assert len(metrics["accuracy_per_epoch"]) == batches // 29
+    assert 0 <= metrics["test_accuracy"] <= 1
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "model.pt", "picture.png"}
+
+
+def test_ctrl_c_ends_a_running_command_cleanly(tmp_path):
+    # A runner in the background may have handed down "ignore SIGINT".
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        f"sys.argv = ['tracetorch', 'train', 'digits', '--epochs', '100000', '--out', {str(tmp_path)!r}];"
+        "from tracetorch.cli import main; main()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        first = process.stdout.readline()
+        assert first.startswith(b"digits: 1437 images")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert b"interrupted after" in out
+    assert b"Traceback" not in err
+    assert json.loads((tmp_path / "metrics.json").read_text())["interrupted"] is True
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["settings"]["epochs"] == 100_000
+
+
+# -- the entry point ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich", "matplotlib"])
+def test_without_the_extra_it_says_what_to_install(missing):
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys([{missing!r}, '{missing}.progress', '{missing}.figure']));"
+        "from tracetorch.cli import main; main()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr == (
+        f"tracetorch: the command line needs {missing}, which cannot be imported. "
+        f"Run pip install 'tracetorch-online[cli]'.\n"
+    )
+
+
+def test_a_defect_of_our_own_is_not_taken_for_a_missing_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tracetorch.cli.app", None)
+    with pytest.raises(ImportError, match=r"tracetorch\.cli\.app"):
+        main()
+
+
+def test_the_installed_command_runs():
+    command = Path(sys.executable).with_name("tracetorch")
+    run = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith(f"tracetorch {tt.__version__}")
