@@ -1,6 +1,5 @@
 """Losses against autograd through torch's own."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F

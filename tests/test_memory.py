@@ -1,6 +1,5 @@
 """Memory that does not grow: no autograd graph, bytes of state, live tensor storage."""
 
-
 import gc
 
 import pytest
