@@ -32,7 +32,7 @@ def accuracy(scores: Tensor, target: Tensor) -> float:
     0.5
     """
     _checks.same_shape("metrics.accuracy", "target", target, tuple(scores.shape[:-1]), "One class per lane.")
-    return (scores.argmax(-1) == target).float().mean().item()
+    return (scores.argmax(-1) == target).double().mean().item()
 
 
 def bit_accuracy(spk: Tensor, target: Tensor) -> float:
@@ -46,4 +46,4 @@ def bit_accuracy(spk: Tensor, target: Tensor) -> float:
     0.5
     """
     _checks.same_shape("metrics.bit_accuracy", "target", target, tuple(spk.shape), "One bit per output.")
-    return (spk == target).float().mean().item()
+    return (spk == target).double().mean().item()
