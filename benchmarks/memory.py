@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import tracetorch as tt
-from _record import save
+from _record import load, save
 from tracetorch.testing import LiveStorage
 
 N, HIDDEN, M, LANES, WINDOW = 40, 40, 10, 4, 20
@@ -94,7 +94,8 @@ PAGE = """# Memory over time
 
 Made by `python benchmarks/memory.py`: {n}-{h}-{h}-{m}, {lanes} lanes, beta and threshold learned, a learning signal at every step. `state` is
 `model.state_bytes()`; `live` is all tensor storage made since the start that is still alive, gradients and the latest tape
-included; `resident` is how much the process grew from {short:,} to {long:,} steps (BPTT: to {bptt:,}).
+included; `resident` is how much the process grew in between. "Short" is after {short:,} steps, "long" after {long:,}; for BPTT, which
+keeps everything, after {bptt:,}.
 
 {table}
 
@@ -145,11 +146,9 @@ def main() -> None:
     bptt_long = 10 * short
     rows["BPTT"] = measure(unrolled(model(tt.InputTrace())), short, bptt_long, lambda: 0)
     print("BPTT", rows["BPTT"])
-    from _record import machine
-
     figures = {"short": short, "long": long, "bptt_long": bptt_long, "rows": rows}
     save("memory", figures)
-    DOCS.write_text(page(figures | {"machine": machine()}))
+    DOCS.write_text(page(load("memory")))
 
 
 if __name__ == "__main__":

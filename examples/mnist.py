@@ -111,7 +111,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, report, save the pictures; returns what was reached."""
     args = parse(argv)
     prepare(args.seed)
-    data = mnist(args.data)
+    try:
+        data = mnist(args.data)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SystemExit(str(error)) from None
     train_x, train_y = data.train_x[: args.images].to(args.device), data.train_y[: args.images].to(args.device)
     test_x, test_y = data.test_x.to(args.device), data.test_y.to(args.device)
     model = tt.Sequential(

@@ -69,6 +69,8 @@ def test_delta_reconstructs_the_signal_to_within_its_threshold() -> None:
             "expected steps to be a whole number of at least 1",
         ),
         (lambda: tt.encode.bernoulli(torch.ones(1), 1, intensity=(0, 1.5)), ValueError, r"expected intensity\[1\] in"),
+        (lambda: tt.encode.poisson(torch.tensor([float("inf")]), 3), ValueError, "expected finite numbers in rate"),
+        (lambda: tt.encode.delta(torch.ones(0, 3), 1.0), ValueError, "with at least one step"),
         (lambda: tt.encode.poisson(torch.tensor([-1.0]), 3), ValueError, "expected rates of at least 0, got -1.0"),
         (lambda: tt.encode.latency(torch.tensor([1.5]), 3), ValueError, r"encode.latency: expected values in \[0, 1\]"),
         (lambda: tt.encode.latency(torch.ones(1), 3, jitter=-1.0), ValueError, "expected jitter"),

@@ -42,7 +42,13 @@ def unchanged(model: tt.Sequential):
 NAN = torch.full((B, N), float("nan"))
 BAD_INPUTS = [
     (torch.ones(B, N + 1), ValueError, r"Sequential: expected x of shape \(B, 4\), got \(2, 5\)"),
-    (torch.ones(B, 2, N), ValueError, r"expected x of shape \(B, 4\), got \(2, 2, 4\). Flatten it first"),
+    (torch.ones(B, 2, N), ValueError, r"got \(2, 2, 4\). For a window of steps, time first, call window\(x\)"),
+    (
+        torch.ones(B, 2, 2),
+        ValueError,
+        r"expected x of shape \(B, 4\), got \(2, 2, 2\). Flatten it first, with x.flatten\(1\)",
+    ),
+    (torch.ones(B, N).to_sparse(), TypeError, "expected a dense x, got torch.sparse_coo"),
     (torch.ones(()), ValueError, r"expected x of shape \(B, 4\), got \(\)"),
     (
         torch.ones(B, N, dtype=torch.int64),
@@ -104,6 +110,11 @@ def test_a_bad_window_is_refused(shape: tuple[int, ...], message: str) -> None:
         (torch.ones(B, M, dtype=torch.float64), TypeError, "expected ls to be torch.float32 like y, got torch.float64"),
         (torch.ones(B, M, dtype=torch.int64), TypeError, "expected ls to be a floating-point tensor, got torch.int64"),
         (1.0, TypeError, "expected ls to be a torch.Tensor, got float"),
+        (
+            (torch.ones(()), torch.ones(B, M)),
+            TypeError,
+            "got tuple. A loss of tracetorch.loss returns a pair",
+        ),
         (torch.full((B, M), float("nan")), ValueError, "expected finite numbers in ls"),
         (torch.ones(B, M, device="meta"), ValueError, "expected ls on cpu like the weights, got meta"),
     ],
@@ -203,7 +214,7 @@ def after_moving(model: tt.Sequential) -> tt.Sequential:
         (in_eval_mode, "expected training mode, got eval mode"),
         (switched_to_eval_mode, "expected training mode, got eval mode"),
         (in_training_mode_again, "but the latest ran in eval mode"),
-        (after_another_module, "module 1: Linear: expected to be as the model's latest call left it"),
+        (after_another_module, "but its modules were changed after the latest"),
         (after_an_inner_models_own_call, "Linear: expected to be as the model's latest call left it"),
         (after_loading_a_state, r"but load_stream_state\(\) ended the latest"),
         (after_another_rule, "module 0: LIF: expected to be as the model's latest call left it"),
@@ -370,6 +381,11 @@ def with_entry(state: dict, entry: object) -> dict:
             r"expected a stream state, got a dictionary without \['lanes', 'rules', 'tensors'\]",
         ),
         (lambda s: with_entry(s, torch.full((B, H), float("nan"))), "expected finite numbers in neuron.mem"),
+        (lambda s: s | {"tensors": {"0": s["tensors"]["0"]}}, r"tensors for each of the layers \['0', '1'\]"),
+        (lambda s: s | {"tensors": None}, "tensors for each of the layers"),
+        (lambda s: s | {"tensors": {"0": 5, "1": 5}}, "tensors for each of the layers"),
+        (lambda s: s | {"lanes": "2"}, "expected lanes to be a whole number of at least 1, got '2'"),
+        (lambda s: s | {"lanes": -2}, "expected lanes to be a whole number of at least 1, got -2"),
         (lambda s: with_entry(s, [0.0]), "expected neuron.mem to be a torch.Tensor, got list"),
         (
             lambda s: s | {"tensors": {k: {n: t[:, :1] for n, t in v.items()} for k, v in s["tensors"].items()}},
@@ -447,3 +463,67 @@ def test_a_refused_calibration_changes_no_weight() -> None:
     with pytest.raises(ValueError, match=r"module 1: LI: expected 4 inputs, got \(3,\)"):
         model.calibrate(torch.rand(5, B, N))
     assert torch.equal(model[0].synapse.weight, weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.append(nn.BatchNorm1d(M)), "module 2: expected modules that treat each step and lane"),
+        (lambda model: model.append(model[0]), "expected each layer once"),
+        (lambda model: model.insert(1, nn.LSTM(H, H)), "got LSTM, whose state over time would be lost"),
+        (lambda model: model.__setitem__(0, nn.ReLU(inplace=True)), "got ReLU with inplace=True"),
+        (lambda model: model.__delitem__(slice(None)), "expected at least one layer of tracetorch"),
+        (lambda model: model.append(tt.LI(M, M, tau=[1.0, 2.0])), "module 2: InputTrace: expected LI to have one beta"),
+    ],
+)
+def test_a_refused_change_of_the_modules_is_undone(change: Callable[[tt.Sequential], object], message: str) -> None:
+    model = tt.Sequential(tt.LIF(N, H), tt.LI(H, M), rule=tt.InputTrace())
+    y = model(torch.ones(B, N))
+    modules = list(model)
+    with pytest.raises((ValueError, TypeError), match=message):
+        change(model)
+    assert list(model) == modules
+    model.backward(torch.ones_like(y))
+
+
+class InPlace(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(2)
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "message"),
+    [
+        (InPlace(), TypeError, "module 1: InPlace: expected a module that leaves its input as it is"),
+        (nn.Flatten(0), ValueError, "module 1: Flatten: expected as many rows as came, 2"),
+        (nn.InstanceNorm1d(H, track_running_stats=True), TypeError, "got InstanceNorm1d with statistics of the batch"),
+    ],
+)
+def test_a_module_that_is_no_function_of_each_row_is_refused(
+    module: nn.Module, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        tt.Sequential(tt.LIF(N, H), module, tt.LI(H, M))(torch.ones(B, N))
+
+
+def test_calibrating_a_shared_synapse_is_refused() -> None:
+    synapse = nn.Linear(N, N)
+    before = synapse.weight.clone()
+    with pytest.raises(ValueError, match="expected each layer to have weights of its own"):
+        tt.Sequential(tt.LI(synapse=synapse), tt.LI(synapse=synapse)).calibrate(torch.rand(3, B, N))
+    assert torch.equal(synapse.weight, before)
+
+
+def test_a_dropout_switched_off_between_forward_and_backward_is_noticed() -> None:
+    model = tt.Sequential(tt.LIF(N, H), nn.Dropout(), tt.LI(H, M))
+    y = model(torch.ones(B, N))
+    model[1].eval()
+    with pytest.raises(RuntimeError, match="module 1: Dropout: expected to be as the model's latest call left it"):
+        model.backward(torch.ones_like(y))
+
+
+def test_backward_after_calibrate_is_refused() -> None:
+    model = make()
+    model.calibrate(torch.rand(3, B, N))
+    with pytest.raises(RuntimeError, match=r"but calibrate\(\) changed the weights after the latest"):
+        model.backward(torch.ones(B, M))

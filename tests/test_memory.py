@@ -130,3 +130,12 @@ def test_the_window_is_what_the_tape_keeps() -> None:
     per_step = 784 + 2 * 128 + 2 * 128 + 10
     assert net.tape_bytes(1, 2) - net.tape_bytes(1, 1) == 4 * per_step
     assert net.state_bytes(1) == 4 * ((784 + 1 + 128) + (128 + 1 + 128) + (128 + 1 + 10))
+
+
+def test_bytes_are_counted_whatever_the_mode() -> None:
+    net = tt.Sequential(tt.LIF(N, HIDDEN), torch.nn.BatchNorm1d(HIDDEN).eval(), tt.LI(HIDDEN, M))
+    expected = net.tape_bytes(2, 3)
+    assert expected > 0
+    with tt.no_learning(), torch.inference_mode():
+        assert net.tape_bytes(2, 3) == expected
+    assert net.eval().tape_bytes(2, 3) == expected

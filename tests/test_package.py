@@ -83,3 +83,13 @@ def test_another_distribution_of_the_same_import_name_is_refused(tmp_path: Path)
     assert "ImportError: tracetorch: expected this import name to belong to 'tracetorch-online' alone" in run.stderr
     assert "'tracetorch' 0.11.0 is installed" in run.stderr
     assert "pip uninstall" in run.stderr
+
+
+def test_what_needs_an_extra_is_imported_when_asked_for() -> None:
+    code = (
+        "import sys, tracetorch as tt; assert 'tracetorch.plot' not in sys.modules;"
+        "tt.plot.raster, tt.testing.compare, tt.datasets.digits, tt.train.build"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="module 'tracetorch' has no attribute 'nothing'"):
+        _ = tt.nothing

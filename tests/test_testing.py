@@ -93,5 +93,5 @@ def test_live_storage_counts_what_is_kept_and_no_more() -> None:
 
 def test_a_silent_network_is_noticed_where_nothing_is_learned() -> None:
     model = tt.Sequential(tt.LIF(N, HIDDEN, **F64)).eval()
-    with tt.no_learning(), pytest.raises(AssertionError, match=r"got .*'0': '0.0000'"):
+    with tt.no_learning(), torch.inference_mode(), pytest.raises(AssertionError, match=r"got .*'0': '0.0000'"):
         testing.assert_alive(model, torch.zeros(5, 2, N, **F64))

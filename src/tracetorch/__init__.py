@@ -1,5 +1,7 @@
 """traceTorch: train recurrent spiking neural networks online, with memory that does not grow with time."""
 
+from importlib import import_module
+
 from . import _checks
 
 _checks.refuse_other_distribution()
@@ -10,6 +12,16 @@ from .nn import LI, LIF, Sequential, Softmax, no_learning  # noqa: E402
 from .rules import InputTrace, MeanRate, Truncated  # noqa: E402
 
 __version__ = "0.1.0"
+
+_ON_DEMAND = ("datasets", "plot", "testing", "train")  # some of them need an extra
+
+
+def __getattr__(name: str) -> object:
+    """Import `tracetorch.plot` and the like when they are first asked for."""
+    if name in _ON_DEMAND:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "LI",

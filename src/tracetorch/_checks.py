@@ -52,13 +52,10 @@ def at_least_one(where: str, name: str, value: int) -> None:
         raise ValueError(f"{where}: expected {name} to be a whole number of at least 1, got {value}.")
 
 
-def is_tensor(where: str, name: str, value: object) -> None:
+def is_tensor(where: str, name: str, value: object, remedy: str = "Give a tensor.") -> None:
     """Raise unless `value` is a tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{where}: expected {name} to be a torch.Tensor, got {type(value).__name__}. "
-            f"Convert it with torch.as_tensor."
-        )
+        raise TypeError(f"{where}: expected {name} to be a torch.Tensor, got {type(value).__name__}. {remedy}")
 
 
 def floating(where: str, name: str, value: Tensor) -> None:

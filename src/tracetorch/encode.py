@@ -62,7 +62,7 @@ def poisson(rate: Tensor, steps: int, *, generator: torch.Generator | None = Non
 
     Raises:
         TypeError: rate is not floating point.
-        ValueError: a negative rate, steps below 1.
+        ValueError: a rate that is negative or not finite, steps below 1.
 
     >>> poisson(torch.zeros(2), 1)
     tensor([[0., 0.]])
@@ -70,6 +70,7 @@ def poisson(rate: Tensor, steps: int, *, generator: torch.Generator | None = Non
     where = "encode.poisson"
     _checks.at_least_one(where, "steps", steps)
     _checks.floating(where, "rate", rate)
+    _checks.finite(where, "rate", rate)
     if not bool((rate >= 0).all()):
         raise ValueError(f"{where}: expected rates of at least 0, got {rate.min().item()}.")
     return torch.poisson(rate.expand(steps, *rate.shape), generator=generator)
@@ -127,7 +128,7 @@ def delta(x: Tensor, threshold: float, *, noise: float = 0.0, generator: torch.G
 
     Raises:
         TypeError: x is not floating point.
-        ValueError: a threshold not above 0, a negative noise.
+        ValueError: a threshold not above 0, a negative noise, no steps.
 
     >>> delta(torch.tensor([0.0, 1.0, 1.0, -1.0]), threshold=1.0)
     tensor([ 0.,  1.,  0., -1.])
@@ -137,6 +138,8 @@ def delta(x: Tensor, threshold: float, *, noise: float = 0.0, generator: torch.G
     _checks.positive(where, "threshold", threshold)
     if not noise >= 0:
         raise ValueError(f"{where}: expected noise of at least 0, got {noise}.")
+    if not x.ndim or not len(x):
+        raise ValueError(f"{where}: expected x of shape (K, ...) with at least one step, got {tuple(x.shape)}.")
     level = x[0]
     spikes = torch.zeros_like(x)
     for t in range(1, x.shape[0]):

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .nn import LI, LIF, Softmax
 from .nn.layer import Layer
-from .nn.online import Online, learning_is
+from .nn.online import Online, probing
 
 Gradients = dict[str, Tensor]
 """Gradients by parameter name, as in `named_parameters()`."""
@@ -152,9 +152,22 @@ def online_gradients(model: Online, x: Tensor, ls: Tensor, window: int, *, input
     Returns:
         The gradient of every parameter that is not frozen.
     """
-    model = copy.deepcopy(model).train()
+    model = copy.deepcopy(model)
     model.reset()
     model.zero_grad()
+    with probing(model):
+        below = _run_in_windows(model, x, ls, window, input_gradient)
+    gradients = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    if input_gradient:
+        gradients["x"] = torch.cat([signal for signal in below if signal is not None])
+    return gradients
+
+
+def _run_in_windows(model: Online, x: Tensor, ls: Tensor, window: int, input_gradient: bool) -> list[Tensor | None]:
     below = []
     for x_window, ls_window in zip(torch.split(x, window), torch.split(ls, window), strict=True):
         if window == 1:
@@ -164,14 +177,7 @@ def online_gradients(model: Online, x: Tensor, ls: Tensor, window: int, *, input
         else:
             model.window(x_window)
             below.append(model.backward(ls_window, input_signal=input_gradient))
-    gradients = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad
-        for name, p in model.named_parameters()
-        if p.requires_grad
-    }
-    if input_gradient:
-        gradients["x"] = torch.cat([signal for signal in below if signal is not None])
-    return gradients
+    return below
 
 
 @dataclass(frozen=True)
@@ -248,9 +254,9 @@ def assert_gradients_close(actual: Gradients, expected: Gradients, *, rtol: floa
 
 def spike_rates(model: Online, x: Tensor) -> dict[str, Tensor]:
     """The mean spikes per step of each neuron (m,), by layer, when a copy of the model runs x (T, B, n) from rest."""
-    model = copy.deepcopy(model).train()
+    model = copy.deepcopy(model)
     model.reset()
-    with learning_is(True), torch.random.fork_rng([x.device] if x.is_cuda else []):
+    with probing(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
         model.window(x)
     return {
         name or type(layer).__name__: layer.neuron.output(layer._tape).mean((0, 1))

@@ -95,11 +95,14 @@ def build(n_inputs: int, n_classes: int, settings: ImageSettings) -> Sequential:
     torch.Size([32, 64])
     """
     sizes = (n_inputs, *settings.hidden)
-    readout = Softmax if settings.readout == "softmax" else LI
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)
         hidden = [LIF(n, m) for n, m in pairwise(sizes)]
-        return Sequential(*hidden, readout(sizes[-1], n_classes), rule=settings.rule)
+        readout: LI | Softmax = LI(sizes[-1], n_classes)
+        if settings.readout == "softmax":
+            generator = torch.Generator().manual_seed(settings.seed)
+            readout = Softmax(sizes[-1], n_classes, generator=generator)
+        return Sequential(*hidden, readout, rule=settings.rule)
 
 
 def fit(model: Sequential, data: Images, settings: ImageSettings) -> Iterator[BatchResult]:
@@ -147,7 +150,7 @@ def classify(model: Sequential, x: Tensor, settings: ImageSettings) -> Tensor:
     """
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(settings.seed)
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     scores = []
     try:
@@ -158,7 +161,8 @@ def classify(model: Sequential, x: Tensor, settings: ImageSettings) -> Tensor:
                 total = total + _read(model, model.window(x_window)).sum(0)
             scores.append(total)
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
         model.reset()
     return torch.cat(scores)
 

@@ -16,7 +16,7 @@ from . import synapse as synapses
 from .constraint import OneOrEach, Positive, UnitInterval, firing_threshold, membrane_decay
 from .online import Online, PartBackward, Proposal, Rescaling
 from .state import LayerState, flatten, map_tensors, masked, restored
-from .streaming import Call, TapeKeeper, stale
+from .streaming import Call, TapeKeeper, full_precision, stale
 
 INPUT_RATE = 0.1  # the input that initialisation assumes: Bernoulli spikes at this rate per step
 MAX_INITIAL_BETA = 0.999  # initialisation treats slower membranes, perfect integrators too, like this one
@@ -167,7 +167,7 @@ class Layer(Online):
         self._own_rule = rule
         self._put_rule_in_force()
 
-    def _inherit(self, rule: Rule | None) -> None:
+    def _inherit(self, rule: Rule) -> None:
         """Take the rule of the model where the layer has none of its own."""
         if rule != self._model_rule:
             self._model_rule = rule
@@ -335,7 +335,8 @@ class Layer(Online):
         """The state with the tape's window folded into the traces."""
         if self._state is None or self._tape is None:
             return self._state
-        return self._state._replace(traces=self.rule.advance(self, self._state.traces, self._tape))
+        with full_precision(self.weight):
+            return self._state._replace(traces=self.rule.advance(self, self._state.traces, self._tape))
 
     def _forget(self) -> None:
         self._tape, self._tape_call = None, None

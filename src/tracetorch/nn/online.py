@@ -1,6 +1,6 @@
 """What layers and models have in common: calls, backward, reset, state. The public edge, where checks stand.
 
-A call runs in two steps, so that a refused call changes nothing: every part *proposes* its next state, and only when
+A call runs in two steps, so that a refused call changes no state: every part *proposes* its next state, and only when
 all have done so are the proposals *committed*. `backward` likewise adds to `.grad` when all gradients are known.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from .streaming import Call, Streaming
+from .streaming import Call, Streaming, full_precision
 
 _learning: ContextVar[bool] = ContextVar("tracetorch_learning", default=True)
 
@@ -29,6 +29,19 @@ def learning_is(wanted: bool) -> Iterator[None]:
         yield
     finally:
         _learning.reset(before)
+
+
+@contextmanager
+def probing(model: nn.Module) -> Iterator[None]:
+    """Within this context `model`, a copy made to be measured, learns, whatever the mode and context around it.
+
+    Only its layers and models are put into training mode: a Dropout or BatchNorm in eval mode stays there.
+    """
+    for module in model.modules():
+        if isinstance(module, Online):
+            module.training = True
+    with torch.inference_mode(False), learning_is(True):
+        yield
 
 
 def no_learning() -> AbstractContextManager[None]:
@@ -118,11 +131,10 @@ class Online(Streaming):
 
     @torch.no_grad()
     def _call(self, x: Tensor, window: bool) -> Tensor:
-        self._prepare()
         call, folded = self._fold_input(x, window)
         if call.learning and folded.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             folded = folded.clone()  # the tape's own: what the user does with x afterwards is not our affair
-        with _full_precision(folded):
+        with full_precision(folded):
             y, proposals = self._propose(folded, call.learning)
         for proposal in proposals:
             proposal.commit(call)
@@ -145,6 +157,8 @@ class Online(Streaming):
                 f"{where}: expected x without requires_grad, got one that requires it: no autograd graph is built "
                 f"here. Give x.detach(), and continue by hand with x.backward(model.backward(ls, input_signal=True))."
             )
+        if x.layout != torch.strided:
+            raise TypeError(f"{where}: expected a dense x, got {x.layout}. Convert it with x.to_dense().")
         weight = self._a_weight()
         if x.dtype == torch.bool:
             x = x.to(weight.dtype)
@@ -173,11 +187,11 @@ class Online(Streaming):
         missing = len(leading) + len(features) - x.ndim
         if missing not in (0, 1) or tuple(x.shape[x.ndim - len(features) :]) != features:
             expected = ", ".join([*leading, *map(str, features)])
-            remedy = (
-                f"Flatten it first, with x.flatten({len(leading)})."
-                if x.ndim > len(leading) + len(features)
-                else f"Give the model {features[0]} inputs, or a layer of the size that came."
-            )
+            remedy = f"Give the model {features[0]} inputs, or a layer of the size that came."
+            if x.ndim > len(leading) + len(features):
+                remedy = f"Flatten it first, with x.flatten({len(leading)})."
+                if not window and x.shape[-1:] == features:
+                    remedy = "For a window of steps, time first, call window(x)."
             steps = "a window of " if window else ""
             raise ValueError(
                 f"{type(self).__name__}: expected {steps}x of shape ({expected}), got {tuple(x.shape)}. {remedy}"
@@ -217,6 +231,9 @@ class Online(Streaming):
                 f"{where}: expected a forward call in training mode to go back to, but {self._ended}. "
                 f"Call the model, or model.window(x), first."
             )
+        _checks.is_tensor(
+            where, "ls", ls, "A loss of tracetorch.loss returns a pair: write loss, ls = ..., and give ls."
+        )
         _checks.floating(where, "ls", ls)
         dtype = self._a_weight().dtype
         if ls.dtype != dtype:
@@ -227,7 +244,7 @@ class Online(Streaming):
         _checks.same_device(where, "ls", ls, self._a_weight())
         if self.check_finite:
             _checks.finite(where, "ls", ls)
-        with _full_precision(ls):
+        with full_precision(ls):
             result = self._backward(call.fold(ls), None, input_signal, call)
         for parameter, gradient in result.updates:
             if parameter.grad is None:
@@ -261,8 +278,8 @@ class Online(Streaming):
                 f"is unknown. Ask the part of the model after it, model[1:], and add the bytes of the module's input."
             )
         weight = self._a_weight()
-        with torch.random.fork_rng([weight.device] if weight.is_cuda else []), learning_is(True):
-            probe = copy.deepcopy(self).train()
+        probe = copy.deepcopy(self)
+        with torch.random.fork_rng([weight.device] if weight.is_cuda else []), probing(probe):
             one, two = (
                 probe._window_tape_bytes(torch.zeros(k, 1, *features, dtype=weight.dtype, device=weight.device))
                 for k in (1, 2)
@@ -287,19 +304,22 @@ class Online(Streaming):
             x: (K, B, n) a batch of input as the model will see it, or (K, n).
 
         Raises:
-            ValueError: as for `window`.
+            ValueError: as for `window`; a synapse that several layers share.
             TypeError: as for `window`.
         """
         _, folded = self._fold_input(x, window=True)
-        with _full_precision(folded):
+        with full_precision(folded):
             _, rescalings = self._calibrate(folded)
+        if len({id(weight) for weight, _ in rescalings}) < len(rescalings):
+            raise ValueError(
+                f"{type(self).__name__}.calibrate: expected each layer to have weights of its own, got a synapse that "
+                f"several share. Calibrate those layers by themselves."
+            )
         for weight, factor in rescalings:
             weight.mul_(factor[:, None])
+        self._end("calibrate() changed the weights after the latest")
 
     # -- what subclasses write -------------------------------------------------------------------------------------
-
-    def _prepare(self) -> None:
-        """Called before every call; nothing by default."""
 
     def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]:
         raise NotImplementedError
@@ -317,9 +337,3 @@ class Online(Streaming):
     def _feature_shape(self) -> tuple[int, ...] | None:
         """The shape of one lane's input at one step; None where it is unknown."""
         raise NotImplementedError
-
-
-def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
-    """A context without autocast, which would change dtypes between forward and backward."""
-    kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

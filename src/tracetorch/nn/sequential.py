@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ class Sequential(Online, nn.Sequential):
         rule: the learning rule of every layer that has none of its own. InputTrace() by default.
 
     Raises:
-        TypeError: a module that mixes lanes and steps, or keeps a state that is not ours.
+        TypeError: batch normalisation with statistics of the batch, a recurrent torch module, one that works in place.
         ValueError: no layer among them; a layer that the rule cannot serve.
 
     >>> import torch
@@ -45,16 +45,14 @@ class Sequential(Online, nn.Sequential):
         only = modules[0] if len(modules) == 1 else None
         for name, module in only.items() if isinstance(only, dict) else enumerate(modules):
             self.add_module(str(name), module)  # type: ignore[arg-type]
-        if not self._layers():
-            raise ValueError(
-                "Sequential: expected at least one layer of tracetorch, got none. "
-                "Use torch.nn.Sequential for a model without state."
-            )
         if rule is not None:
             check_rule("Sequential", rule)
         self._own_rule = rule
         self._model_rule: Rule | None = None
-        self._prepare()
+        self._check()
+        self._share_rule()
+
+    # -- the rule --------------------------------------------------------------------------------------------------
 
     @property
     def rule(self) -> Rule:
@@ -64,20 +62,22 @@ class Sequential(Online, nn.Sequential):
     @rule.setter
     def rule(self, rule: Rule) -> None:
         check_rule("Sequential", rule)
-        self._check_rule(rule)
-        self._own_rule = rule
-        self._prepare()
+        before, self._own_rule = self._own_rule, rule
+        try:
+            self._check()
+        except (ValueError, TypeError):
+            self._own_rule = before
+            raise
+        self._share_rule()
 
-    def __getitem__(self, index: slice | int) -> Any:
-        """A module, or for a slice a model of the same modules with the same rule."""
-        if isinstance(index, slice):
-            chosen = OrderedDict(list(self._modules.items())[index])
-            return Sequential(chosen, rule=self._own_rule or self._model_rule)
-        return super().__getitem__(index)
-
-    def _prepare(self) -> None:
-        """See that the modules, which may have been exchanged, are what a model can consist of, and share the rule."""
+    def _check(self) -> None:
+        """Raise where the modules cannot make up a model, or the rule cannot serve a layer."""
         layers = self._layers()
+        if not layers:
+            raise ValueError(
+                "Sequential: expected at least one layer of tracetorch, got none. "
+                "Use torch.nn.Sequential for a model without state."
+            )
         if len(set(map(id, layers.values()))) < len(layers):
             raise ValueError(
                 "Sequential: expected each layer once, got one that stands in several places, sharing its state. "
@@ -86,23 +86,73 @@ class Sequential(Online, nn.Sequential):
         for name, part in self._named_parts():
             if isinstance(part, Stateless):
                 part.check(f"Sequential, module {name}")
+        self._check_rule(self._model_rule)
+
+    def _check_rule(self, rule: Rule | None) -> None:
+        rule = self._own_rule or rule
+        for name, child in self._modules.items():
+            with _named(name):
+                if isinstance(child, Sequential):
+                    child._check_rule(rule)
+                elif isinstance(child, Layer) and child._own_rule is None and rule is not None:
+                    rule.check(child)
+
+    def _share_rule(self) -> None:
+        """Give the layers the rule; without one they keep what they have from the model that they come from."""
         rule = self._own_rule or self._model_rule
-        if rule is not None:
-            self._check_rule(rule)
         for child in self._modules.values():
-            if isinstance(child, Layer | Sequential):
+            if isinstance(child, Layer | Sequential) and rule is not None:
                 child._inherit(rule)
 
-    def _inherit(self, rule: Rule | None) -> None:
+    def _inherit(self, rule: Rule) -> None:
         self._model_rule = rule
-        self._prepare()
+        self._share_rule()
 
-    def _check_rule(self, rule: Rule) -> None:
-        """Raise where the rule cannot serve a layer that would inherit it."""
-        for name, child in self._modules.items():
-            if isinstance(child, Layer | Sequential) and child._own_rule is None:
-                with _named(name):
-                    child._check_rule(rule) if isinstance(child, Sequential) else rule.check(child)
+    # -- the modules -----------------------------------------------------------------------------------------------
+
+    def __getitem__(self, index: slice | int) -> Any:
+        """A module, or for a slice a model of the same modules with the same rule and mode."""
+        if not isinstance(index, slice):
+            return super().__getitem__(index)
+        part = Sequential(OrderedDict(list(self._modules.items())[index]), rule=self._own_rule or self._model_rule)
+        part.training, part.check_finite = self.training, self.check_finite
+        return part
+
+    def __setitem__(self, index: int, module: nn.Module) -> None:
+        """Put a module in the place of another."""
+        with self._changing():
+            super().__setitem__(index, module)
+
+    def __delitem__(self, index: slice | int) -> None:
+        """Take out modules."""
+        with self._changing():
+            super().__delitem__(index)
+
+    def append(self, module: nn.Module) -> Self:
+        """Add a module at the end."""
+        with self._changing():
+            super().append(module)
+        return self
+
+    def insert(self, index: int, module: nn.Module) -> Self:
+        """Add a module before another."""
+        with self._changing():
+            super().insert(index, module)
+        return self
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Within this context modules change; what cannot be a model is undone."""
+        before = dict(self._modules)
+        try:
+            yield
+            self._check()
+        except Exception:
+            self._modules = before
+            raise
+        self._adapters = {name: adapter for name, adapter in self._adapters.items() if name in self._modules}
+        self._share_rule()
+        self._end("its modules were changed after the latest")
 
     def _named_parts(self) -> list[tuple[str, Part]]:
         """The children as parts: layers and models as they are, other modules through an adapter."""

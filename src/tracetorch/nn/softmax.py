@@ -144,7 +144,7 @@ class Softmax(Layer):
 
     @property
     def probs(self) -> Tensor:
-        """The probabilities pi of the latest call, in the shape of its output.
+        """A copy of the probabilities pi of the latest call, in the shape of its output.
 
         Raises:
             RuntimeError: there is no latest call.
@@ -153,11 +153,11 @@ class Softmax(Layer):
             raise RuntimeError(
                 "Softmax.probs: expected a call before, got none since the start or reset(). Call the model first."
             )
-        return self._probs
+        return self._probs.clone()
 
     def _commit(self, step: LayerStep, call: Call) -> None:
         super()._commit(step, call)
-        self._probs = call.unfold(step.record.probs).clone()
+        self._probs = call.unfold(step.record.probs)
 
     def _forget(self) -> None:
         super()._forget()

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from .online import PartBackward, Proposal, Rescaling
 from .streaming import Call, Streaming, stale
 
-_DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU)
+_DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 
 
 class StatelessStep(NamedTuple):
     """What is kept of the latest call."""
 
     x: Tensor  # (K, B, ...) input
+    modes: list[bool]  # `training` of the module and all in it
     random_state: tuple[Tensor, ...] | None  # torch's, before the call: a dropout mask is drawn again from it
 
 
@@ -33,10 +34,16 @@ class Stateless:
         self.module = module
         self._step: StatelessStep | None = None
         self._call: Call | None = None
-        # Of torch's own modules it is known which ones draw random numbers; of others it is not.
-        self._may_draw = any(
-            isinstance(part, _DRAWING) or not type(part).__module__.startswith("torch.nn.") for part in module.modules()
+
+    def _may_draw(self) -> bool:
+        """Whether it may draw random numbers. Of torch's own modules it is known which ones do, of others it is not."""
+        return any(
+            isinstance(part, _DRAWING) or not type(part).__module__.startswith("torch.nn.")
+            for part in self.module.modules()
         )
+
+    def _modes(self) -> list[bool]:
+        return [part.training for part in self.module.modules()]
 
     def check(self, where: str) -> None:
         """Raise where the module is not a function of each step and lane by itself.
@@ -46,9 +53,11 @@ class Stateless:
         """
         for module in self.module.modules():
             kind = type(module).__name__
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
-                module.training or not module.track_running_stats
-            ):
+            per_batch = isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.track_running_stats
+            updating = isinstance(module, nn.modules.batchnorm._NormBase) and (
+                module.training and (module.track_running_stats or isinstance(module, nn.modules.batchnorm._BatchNorm))
+            )
+            if per_batch or updating:
                 raise TypeError(
                     f"{where}: expected modules that treat each step and lane by itself, got {kind} with statistics of "
                     f"the batch, which mixes lanes and steps. Use LayerNorm or GroupNorm, or eval mode with running "
@@ -66,21 +75,33 @@ class Stateless:
                 )
 
     def _run(self, x: Tensor) -> Tensor:
-        y: Tensor = self.module(x.flatten(0, 1))
+        """(K, B, ...) -> (K, B, ...), through the module as rows."""
+        kind, rows = type(self.module).__name__, x.flatten(0, 1)
+        version = None if rows.is_inference() else rows._version
+        y: Tensor = self.module(rows)
+        if version is not None and rows._version != version:
+            raise TypeError(f"{kind}: expected a module that leaves its input as it is, got one that works in place.")
+        if y.shape[:1] != rows.shape[:1]:
+            raise ValueError(
+                f"{kind}: expected as many rows as came, {len(rows)} (steps times lanes), got shape {tuple(y.shape)}. "
+                f"A module between layers works on each row by itself; nn.Flatten() keeps the rows."
+            )
         return y.reshape(*x.shape[:2], *y.shape[1:])
 
     def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]:
         self.check(type(self.module).__name__)
-        step = StatelessStep(x, _random_state(x) if self._may_draw else None) if learning else None
+        step = None
+        if learning:
+            step = StatelessStep(x, self._modes(), _random_state(x) if self._may_draw() else None)
         return self._run(x), [Proposal(self, step)]
 
     def _commit(self, step: StatelessStep | None, call: Call) -> None:
         self._step, self._call = step, call
 
     def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward:  # noqa: ARG002
-        if self._step is None or self._call is not call:
+        if self._step is None or self._call is not call or self._step.modes != self._modes():
             raise stale(type(self.module).__name__)
-        x, random_state = self._step
+        x, _, random_state = self._step
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         if not signal and not parameters:
             return PartBackward(None, None, [])
@@ -96,6 +117,7 @@ class Stateless:
 
     def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]:
         """Torch modules keep the weights they came with."""
+        self.check(type(self.module).__name__)
         return self._run(x), []
 
     def _forget(self) -> None:

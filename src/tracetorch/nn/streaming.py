@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -40,7 +41,7 @@ def stale(where: str) -> RuntimeError:
     """The error of a part that is not as the model's latest call left it."""
     return RuntimeError(
         f"{where}: expected to be as the model's latest call left it, but this module was called, reset, moved, "
-        f"replaced or given another rule by itself since. Call the model again first."
+        f"replaced or given another rule or mode by itself since. Call the model again first."
     )
 
 
@@ -157,6 +158,9 @@ class Streaming(nn.Module):
                 f"{where}: expected a stream state, got a dictionary without {sorted(missing)}. "
                 f"Give what stream_state() returned."
             )
+        lanes = state["lanes"]
+        if lanes is not None:
+            _checks.at_least_one(where, "lanes", lanes)
         layers = self._layers()
         rules = {name: repr(layer.rule) for name, layer in layers.items()}
         if state["rules"] != rules:
@@ -164,8 +168,14 @@ class Streaming(nn.Module):
                 f"{where}: expected the state of a model with the layers and rules {rules}, got {state['rules']}. "
                 f"Build the model as it was when the state was saved."
             )
+        tensors = state["tensors"]
+        if not isinstance(tensors, dict) or tensors.keys() != layers.keys() or {*map(type, tensors.values())} != {dict}:
+            raise ValueError(
+                f"{where}: expected a dictionary of tensors for each of the layers {sorted(layers)}, "
+                f"got {tensors!r:.80}. Give what stream_state() returned."
+            )
         states = {
-            name: layer._state_from(f"{where}, module {name or 0}", state["tensors"].get(name, {}), state["lanes"])
+            name: layer._state_from(f"{where}, module {name or 0}", tensors[name], lanes)
             for name, layer in layers.items()
         }
         self._put(states, "load_stream_state() ended the latest")
@@ -216,3 +226,9 @@ class Streaming(nn.Module):
     def _parts(self) -> list[TapeKeeper]:
         """Everything that keeps something of the latest call."""
         raise NotImplementedError
+
+
+def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A context without autocast, which would change dtypes between forward and backward."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
