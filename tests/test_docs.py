@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 
@@ -23,8 +24,14 @@ def test_the_code_on_a_page_runs(page: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         for block in blocks(page):
             exec(compile(block, str(page), "exec"), names)
-    if page.name == "README.md":
-        assert float(names["loss"]) < 0.35, "the loop is there to learn"
+
+
+def test_the_readmes_loop_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    names: dict[str, object] = {}
+    exec(blocks(ROOT / "README.md")[0], names)
+    assert float(names["loss"]) < 0.35
+    assert "kept between steps: 19456 bytes" in capsys.readouterr().out
 
 
 def test_the_readme_loop_is_short() -> None:
@@ -40,3 +47,24 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_changelog_speaks_of_what_is_coming_or_of_this_version() -> None:
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_readmes_table_is_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import images
+    import memory
+
+    assert images.table(images.load("images")) in (ROOT / "README.md").read_text()
+    assert memory.page(memory.load("memory")) == (ROOT / "docs" / "memory.md").read_text()
+
+
+def test_the_recorded_memory_does_not_grow() -> None:
+    figures = json.loads((ROOT / "benchmarks" / "results" / "memory.json").read_text())
+    assert (figures["short"], figures["long"]) == (1_000, 100_000)
+    for name, row in figures["rows"].items():
+        if name != "BPTT":
+            assert row["state_long"] == row["state_short"], name
+            assert row["live_long"] == row["live_short"], name
+            assert row["resident_long"] - row["resident_short"] < 2**20, name
+    assert figures["rows"]["BPTT"]["live_long"] > 5 * figures["rows"]["BPTT"]["live_short"]

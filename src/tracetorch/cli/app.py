@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -68,7 +69,9 @@ def train(
     data: Annotated[
         Path | None, typer.Option(help="Folder with the files of MNIST; by default $TRACETORCH_DATA, or a download.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help=f"Folder to write {', '.join(FILES)} to.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help=f"Folder to write {', '.join(FILES)} to; without it nothing is written.")
+    ] = None,
 ) -> None:
     """Train a network to recognise digits, and test it. Ctrl-C stops early and keeps what was reached."""
     given = {"window": window, "steps": steps, "epochs": epochs, "lanes": lanes, "lr": lr, "seed": seed}
@@ -80,9 +83,13 @@ def train(
         images = _load(dataset, data)
     model = build(images.train_x.shape[1], CLASSES, settings).to(device)
     run = _run(dataset, rule, device, model, images, settings)
+    if not run.results:
+        typer.echo("nothing had been learned, and nothing is written")
+        raise typer.Exit(INTERRUPTED)
     typer.echo(f"test accuracy {run.test_accuracy:.2%}, {run.seconds:.1f} s")
     if out is not None:
-        write(out, run, model, images)
+        with _errors_in_one_line(), _uninterrupted():
+            write(out, run, model, images)
         typer.echo(f"wrote {', '.join(str(out / name) for name in FILES)}")
     if run.interrupted:
         raise typer.Exit(INTERRUPTED)
@@ -106,6 +113,16 @@ def _errors_in_one_line() -> Iterator[None]:
     raise typer.Exit(code)
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Within this context Ctrl-C does nothing: files are not left half written."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _settings(dataset: str, rule: str, given: dict[str, int | float]) -> ImageSettings:
     if dataset not in PRESETS:
         raise ValueError(f"train: expected one of {', '.join(PRESETS)}, got {dataset!r}.")
@@ -116,10 +133,12 @@ def _settings(dataset: str, rule: str, given: dict[str, int | float]) -> ImageSe
 
 def _check_device(device: str) -> None:
     try:
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"train: expected --device to be one that works here, got {device!r} ({reason}).") from error
+        kind = torch.device(device).type
+        works = kind == "cpu" or (kind == "cuda" and torch.cuda.is_available())
+    except RuntimeError:
+        works = False
+    if not works:
+        raise ValueError(f"train: expected --device to be cpu, or cuda where there is one, got {device!r}.")
 
 
 def _load(dataset: str, data: Path | None) -> datasets.Images:
@@ -151,7 +170,7 @@ def _run(
         interrupted = True
         typer.echo(
             f"interrupted after {len(results)} batches; testing what was reached "
-            f"(Ctrl-C again leaves at once, writing nothing)"
+            f"(Ctrl-C during the test leaves at once, writing nothing)"
         )
     tested = None if interrupted else results[-1].test_accuracy
     if tested is None:

@@ -42,9 +42,9 @@ class Run:
 def write(out: Path, run: Run, model: Sequential, images: Images) -> None:
     """Write `FILES` into the folder `out`."""
     metrics, weights, image = (out / name for name in FILES)
-    metrics.write_text(json.dumps(_metrics(run), indent=1) + "\n")
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     torch.save({"settings": run.plain_settings(), "state_dict": state}, weights)
+    metrics.write_text(json.dumps(_metrics(run), indent=1) + "\n")
     picture(run, model, images).savefig(image)
 
 
