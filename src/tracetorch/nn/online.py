@@ -119,7 +119,7 @@ class Online(Streaming):
         return self._call(x, window=False)
 
     def window(self, x: Tensor) -> Tensor:
-        """Run a window of K steps; the same as K single steps, and faster.
+        """Run a window of K steps: the same as K single steps, in one matrix product per layer.
 
         Args:
             x: (K, B, n), or (K, n) for a single lane; otherwise as for a single step.
