@@ -93,8 +93,8 @@ def measure(run: Callable[[int], None], short: int, long: int, state_bytes: Call
 PAGE = """# Memory over time
 
 Made by `python benchmarks/memory.py`: {n}-{h}-{h}-{m}, {lanes} lanes, beta and threshold learned, a learning signal at every step. `state` is
-`model.state_bytes()`; `live` is all tensor storage made since the start that is still alive, gradients and the latest tape
-included; `resident` is how much the process grew in between. "Short" is after {short:,} steps, "long" after {long:,}; for BPTT, which
+`model.state_bytes()`; `live` is all tensor storage that operations since the start returned and that is still alive: state, the latest tape,
+gradients, views of weights; `resident` is how much the process grew in between. "Short" is after {short:,} steps, "long" after {long:,}; for BPTT, which
 keeps everything, after {bptt:,}.
 
 {table}

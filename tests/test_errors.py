@@ -178,6 +178,13 @@ def after_an_inner_models_own_call(model: tt.Sequential) -> tt.Sequential:
     return model
 
 
+def after_a_change_inside_an_inner_model(model: tt.Sequential) -> tt.Sequential:
+    model = tt.Sequential(tt.Sequential(tt.LIF(N, H), tt.LIF(H, H), tt.LIF(H, H)), tt.LI(H, M))
+    model(torch.ones(B, N))
+    del model[0][1]
+    return model
+
+
 def after_loading_a_state(model: tt.Sequential) -> tt.Sequential:
     model.load_stream_state(model.stream_state())
     return model
@@ -215,7 +222,11 @@ def after_moving(model: tt.Sequential) -> tt.Sequential:
         (switched_to_eval_mode, "expected training mode, got eval mode"),
         (in_training_mode_again, "but the latest ran in eval mode"),
         (after_another_module, "but its modules were changed after the latest"),
-        (after_an_inner_models_own_call, "Linear: expected to be as the model's latest call left it"),
+        (
+            after_a_change_inside_an_inner_model,
+            "module 0: Sequential: expected to be as the model's latest call left it",
+        ),
+        (after_an_inner_models_own_call, "module 1: Sequential: expected to be as the model's latest call left it"),
         (after_loading_a_state, r"but load_stream_state\(\) ended the latest"),
         (after_another_rule, "module 0: LIF: expected to be as the model's latest call left it"),
         (after_a_layers_own_call, "module 1: LI: expected to be as the model's latest call left it"),
@@ -373,12 +384,12 @@ def with_entry(state: dict, entry: object) -> dict:
         (lambda s: s | {"version": 0}, "expected a stream state of version 1, got 0"),
         (lambda _: {}, "expected a stream state of version 1, got None"),
         (lambda _: torch.ones(1), "expected a stream state of version 1, got Tensor"),
-        (lambda s: s | {"rules": {"0": "InputTrace()"}}, "expected the state of a model with the layers and rules"),
+        (lambda s: s | {"layers": {"0": "LIF"}}, "expected the state of a model with the layers .*LIF with InputTrace"),
         (lambda s: s | {"lanes": None}, "Build the model as it was"),
         (lambda s: s | {"lanes": 3}, r"module 0 \(LIF\): expected tensors of the shapes .*\(3, 3\).*, got .*\(2, 3\)"),
         (
             lambda _: {"version": 1},
-            r"expected a stream state, got a dictionary without \['lanes', 'rules', 'tensors'\]",
+            r"expected a stream state, got a dictionary without \['lanes', 'layers', 'tensors'\]",
         ),
         (lambda s: with_entry(s, torch.full((B, H), float("nan"))), "expected finite numbers in neuron.mem"),
         (lambda s: s | {"tensors": {"0": s["tensors"]["0"]}}, r"tensors for each of the layers \['0', '1'\]"),
@@ -468,16 +479,24 @@ def test_a_refused_calibration_changes_no_weight() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda model: model.append(nn.BatchNorm1d(M)), "module 2: expected modules that treat each step and lane"),
+        (lambda model: model.append(nn.BatchNorm1d(M)), "module 3: expected modules that treat each step and lane"),
         (lambda model: model.append(model[0]), "expected each layer once"),
         (lambda model: model.insert(1, nn.LSTM(H, H)), "got LSTM, whose state over time would be lost"),
         (lambda model: model.__setitem__(0, nn.ReLU(inplace=True)), "got ReLU with inplace=True"),
         (lambda model: model.__delitem__(slice(None)), "expected at least one layer of tracetorch"),
-        (lambda model: model.append(tt.LI(M, M, tau=[1.0, 2.0])), "module 2: InputTrace: expected LI to have one beta"),
+        (
+            lambda model: model.extend([tt.LI(M, M), nn.BatchNorm1d(M)]),
+            "expected modules that treat each step and lane",
+        ),
+        (lambda model: model.__iadd__([nn.BatchNorm1d(M)]), "expected modules that treat each step and lane"),
+        (lambda model: model.add_module("head", nn.LSTM(M, M)), "got LSTM, whose state over time would be lost"),
+        (lambda model: model.__setitem__(1, nn.BatchNorm1d(M)), "expected modules that treat each step and lane"),
+        (lambda model: model * 2, "expected no repetition of layers"),
+        (lambda model: model.append(tt.LI(M, M, tau=[1.0, 2.0])), "InputTrace: expected LI to have one beta"),
     ],
 )
 def test_a_refused_change_of_the_modules_is_undone(change: Callable[[tt.Sequential], object], message: str) -> None:
-    model = tt.Sequential(tt.LIF(N, H), tt.LI(H, M), rule=tt.InputTrace())
+    model = tt.Sequential(tt.LIF(N, H), nn.Tanh(), tt.LI(H, M), rule=tt.InputTrace())
     y = model(torch.ones(B, N))
     modules = list(model)
     with pytest.raises((ValueError, TypeError), match=message):
@@ -527,3 +546,10 @@ def test_backward_after_calibrate_is_refused() -> None:
     model.calibrate(torch.rand(3, B, N))
     with pytest.raises(RuntimeError, match=r"but calibrate\(\) changed the weights after the latest"):
         model.backward(torch.ones(B, M))
+
+
+def test_a_state_of_another_kind_of_layer_is_refused() -> None:
+    layer = tt.LIF(N, N)
+    layer(torch.ones(B, N))
+    with pytest.raises(ValueError, match=r"expected the state of a model with the layers .*LI with InputTrace"):
+        tt.LI(N, N).load_stream_state(layer.stream_state())

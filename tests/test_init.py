@@ -123,7 +123,7 @@ def test_the_printed_model_says_what_is_learned() -> None:
 
 def test_calibration_leaves_frozen_weights_and_generators_as_they_were() -> None:
     generator = torch.Generator().manual_seed(0)
-    model = tt.Sequential(tt.LIF(5, 4), tt.Softmax(4, 3, generator=generator), tt.LI(3, 2))
+    model = tt.Sequential(tt.LIF(5, 4), tt.Softmax(4, 3, generator=generator), torch.nn.Dropout(), tt.LI(3, 2))
     model[0].weight.requires_grad_(False)
     x = torch.rand(6, 2, 5)
     before, drawn, rng = model[0].weight.clone(), generator.get_state(), torch.get_rng_state()
@@ -131,6 +131,7 @@ def test_calibration_leaves_frozen_weights_and_generators_as_they_were() -> None
     assert torch.equal(model[0].weight, before)
     assert torch.equal(generator.get_state(), drawn)
     assert torch.equal(torch.get_rng_state(), rng)
+    assert model[2].training
 
 
 @pytest.mark.parametrize("threshold", [5.0, 20.0, 60.0])

@@ -315,7 +315,9 @@ def test_new_modules_take_the_models_rule_and_its_parameters_at_once() -> None:
     assert {layer.rule for layer in model} == {model.rule}
     assert [name for name, _ in model.named_parameters() if "raw_decay" in name] == [f"{i}.raw_decay" for i in range(4)]
     del model[3]
-    assert len(model) == 3
+    model += [tt.LI(M, M, **F64)]
+    assert len(model) == 4
+    assert model[3].rule == (model + torch.nn.Sequential(torch.nn.Tanh())).rule == model.rule
 
 
 def test_slices_have_the_rule_and_mode_and_leave_the_layers_as_they_are() -> None:
@@ -326,6 +328,7 @@ def test_slices_have_the_rule_and_mode_and_leave_the_layers_as_they_are() -> Non
     part(torch.rand(2, N, **F64))
     assert model[0].raw_decay is decay
     model.rule = tt.InputTrace()
+    part.append(torch.nn.Tanh())
     part(torch.rand(2, N, **F64))
     assert model[0].rule == tt.InputTrace()
 

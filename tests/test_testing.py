@@ -95,3 +95,13 @@ def test_a_silent_network_is_noticed_where_nothing_is_learned() -> None:
     model = tt.Sequential(tt.LIF(N, HIDDEN, **F64)).eval()
     with tt.no_learning(), torch.inference_mode(), pytest.raises(AssertionError, match=r"got .*'0': '0.0000'"):
         testing.assert_alive(model, torch.zeros(5, 2, N, **F64))
+
+
+def test_neither_inference_mode_nor_autocast_changes_what_is_compared() -> None:
+    torch.manual_seed(0)
+    model = tt.Sequential(tt.LIF(N, HIDDEN), torch.nn.Linear(HIDDEN, M))
+    x, ls = torch.rand(6, 2, N), torch.randn(6, 2, M)
+    expected = testing.bptt_gradients(model, x, ls)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        testing.assert_gradients_close(testing.bptt_gradients(model, x, ls), expected, rtol=1e-6, atol=1e-6)
+        testing.assert_gradients_close(testing.online_gradients(model, x, ls, 2), expected, rtol=1e-4, atol=1e-5)

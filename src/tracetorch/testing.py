@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .nn import LI, LIF, Softmax
 from .nn.layer import Layer
 from .nn.online import Online, probing
+from .nn.streaming import full_precision
 
 Gradients = dict[str, Tensor]
 """Gradients by parameter name, as in `named_parameters()`."""
@@ -62,8 +63,13 @@ def bptt_gradients(model: Online, x: Tensor, ls: Tensor, *, input_gradient: bool
     Raises:
         NotImplementedError: a layer that this reference does not know.
     """
-    leaf = x.detach().clone().requires_grad_(input_gradient)
-    with torch.enable_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        full_precision(x),
+        torch.random.fork_rng([x.device] if x.is_cuda else []),
+    ):
+        leaf = x.detach().clone().requires_grad_(input_gradient)
         outputs = _unroll(model, list(leaf))
         total = sum((signal * y).sum() for signal, y in zip(ls, outputs, strict=True))
         wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -152,7 +158,8 @@ def online_gradients(model: Online, x: Tensor, ls: Tensor, window: int, *, input
     Returns:
         The gradient of every parameter that is not frozen.
     """
-    model = copy.deepcopy(model)
+    with torch.inference_mode(False):
+        model = copy.deepcopy(model)
     model.reset()
     model.zero_grad()
     with probing(model):
@@ -287,7 +294,9 @@ def assert_alive(model: Online, x: Tensor, *, low: float = 0.005, high: float = 
 
 
 class LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensor storage that was made within this context and still lives.
+    """Counts the bytes of tensor storage that operations within this context returned and that still lives.
+
+    That is what they made, and what they returned views of.
 
     >>> with LiveStorage() as live:
     ...     kept = torch.zeros(256)

@@ -278,7 +278,8 @@ class Online(Streaming):
                 f"is unknown. Ask the part of the model after it, model[1:], and add the bytes of the module's input."
             )
         weight = self._a_weight()
-        probe = copy.deepcopy(self)
+        with torch.inference_mode(False):
+            probe = copy.deepcopy(self)
         with torch.random.fork_rng([weight.device] if weight.is_cuda else []), probing(probe):
             one, two = (
                 probe._window_tape_bytes(torch.zeros(k, 1, *features, dtype=weight.dtype, device=weight.device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self, cast
 
@@ -13,7 +13,7 @@ from ..rules import InputTrace, Rule
 from .layer import Layer, check_rule
 from .online import Online, Part, PartBackward, Proposal, Rescaling
 from .stateless import Stateless
-from .streaming import Call, TapeKeeper
+from .streaming import Call, TapeKeeper, stale
 
 
 class Sequential(Online, nn.Sequential):
@@ -28,7 +28,7 @@ class Sequential(Online, nn.Sequential):
 
     Raises:
         TypeError: batch normalisation with statistics of the batch, a recurrent torch module, one that works in place.
-        ValueError: no layer among them; a layer that the rule cannot serve.
+        ValueError: no layer among them, or one twice; a layer that the rule given cannot serve.
 
     >>> import torch
     >>> from tracetorch.nn import LI, LIF
@@ -44,13 +44,14 @@ class Sequential(Online, nn.Sequential):
         self._adapters: dict[str, Stateless] = {}
         only = modules[0] if len(modules) == 1 else None
         for name, module in only.items() if isinstance(only, dict) else enumerate(modules):
-            self.add_module(str(name), module)  # type: ignore[arg-type]
+            super().add_module(str(name), module)  # type: ignore[arg-type]
         if rule is not None:
             check_rule("Sequential", rule)
         self._own_rule = rule
         self._model_rule: Rule | None = None
+        self._run: tuple[Call, list[nn.Module]] | None = None  # the latest call, and the modules that it ran
         self._check()
-        self._share_rule()
+        self._share_rule(self)
 
     # -- the rule --------------------------------------------------------------------------------------------------
 
@@ -65,10 +66,10 @@ class Sequential(Online, nn.Sequential):
         before, self._own_rule = self._own_rule, rule
         try:
             self._check()
-        except (ValueError, TypeError):
+        except Exception:
             self._own_rule = before
             raise
-        self._share_rule()
+        self._share_rule(self)
 
     def _check(self) -> None:
         """Raise where the modules cannot make up a model, or the rule cannot serve a layer."""
@@ -97,16 +98,16 @@ class Sequential(Online, nn.Sequential):
                 elif isinstance(child, Layer) and child._own_rule is None and rule is not None:
                     rule.check(child)
 
-    def _share_rule(self) -> None:
-        """Give the layers the rule; without one they keep what they have from the model that they come from."""
+    def _share_rule(self, children: Iterable[nn.Module]) -> None:
+        """Give the children the rule; without one they keep what they have from the model that they come from."""
         rule = self._own_rule or self._model_rule
-        for child in self._modules.values():
+        for child in children:
             if isinstance(child, Layer | Sequential) and rule is not None:
                 child._inherit(rule)
 
     def _inherit(self, rule: Rule) -> None:
         self._model_rule = rule
-        self._share_rule()
+        self._share_rule(self)
 
     # -- the modules -----------------------------------------------------------------------------------------------
 
@@ -128,11 +129,10 @@ class Sequential(Online, nn.Sequential):
         with self._changing():
             super().__delitem__(index)
 
-    def append(self, module: nn.Module) -> Self:
-        """Add a module at the end."""
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add a module at the end; `append` is the usual way."""
         with self._changing():
-            super().append(module)
-        return self
+            super().add_module(name, module)
 
     def insert(self, index: int, module: nn.Module) -> Self:
         """Add a module before another."""
@@ -140,18 +140,40 @@ class Sequential(Online, nn.Sequential):
             super().insert(index, module)
         return self
 
+    def extend(self, sequential: Iterable[nn.Module]) -> Self:
+        """Add modules at the end: all of them, or where one is refused, none."""
+        with self._changing():
+            for module in sequential:
+                super().add_module(str(len(self)), module)
+        return self
+
+    def __iadd__(self, other: Iterable[nn.Module]) -> Self:
+        """The same as `extend`."""
+        return self.extend(other)
+
+    def __add__(self, other: Iterable[nn.Module]) -> Sequential:
+        """A model of the modules of both, with this one's rule."""
+        return Sequential(*self, *other, rule=self._own_rule or self._model_rule)
+
+    def __mul__(self, other: int) -> Self:
+        """Refused: a layer has one state, and can stand in one place only."""
+        raise TypeError("Sequential: expected no repetition of layers, each of which has a state. Make new layers.")
+
+    __imul__ = __mul__
+
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Within this context modules change; what cannot be a model is undone."""
-        before = dict(self._modules)
+        before, adapters = dict(self._modules), dict(self._adapters)
         try:
             yield
             self._check()
         except Exception:
-            self._modules = before
+            self._modules, self._adapters = before, adapters
             raise
         self._adapters = {name: adapter for name, adapter in self._adapters.items() if name in self._modules}
-        self._share_rule()
+        old = set(map(id, before.values()))
+        self._share_rule(module for module in self if id(module) not in old)
         self._end("its modules were changed after the latest")
 
     def _named_parts(self) -> list[tuple[str, Part]]:
@@ -173,12 +195,14 @@ class Sequential(Online, nn.Sequential):
             with _named(name):
                 x, more = part._propose(x, learning)
             proposals += more
-        return x, proposals
+        return x, [*proposals, Proposal(self, list(self))]
 
-    def _commit(self, step: Any, call: Call) -> None:
-        """Nothing: the parts commit."""
+    def _commit(self, step: list[nn.Module], call: Call) -> None:
+        self._run = (call, step)
 
     def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward:
+        if self._run is None or self._run[0] is not call or self._run[1] != list(self):
+            raise stale("Sequential")
         parts = self._named_parts()
         # needs[i]: whether anything below part i asks for a learning signal
         modules = list(self._modules.values())
@@ -201,6 +225,10 @@ class Sequential(Online, nn.Sequential):
                 x, more = part._calibrate(x)
             rescalings += more
         return x, rescalings
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold no latest call."""
+        return super().__getstate__() | {"_run": None}
 
     def _feature_shape(self) -> tuple[int, ...] | None:
         first = next(iter(self._modules.values()))

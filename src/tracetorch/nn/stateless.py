@@ -116,9 +116,15 @@ class Stateless:
         return PartBackward(ls_below, None, updates)
 
     def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]:
-        """Torch modules keep the weights they came with."""
+        """Torch modules keep the weights they came with; a Dropout is left out, as it is when nothing is learned."""
         self.check(type(self.module).__name__)
-        return self._run(x), []
+        modes = self._modes()
+        self.module.eval()
+        try:
+            return self._run(x), []
+        finally:
+            for module, training in zip(self.module.modules(), modes, strict=True):
+                module.training = training
 
     def _forget(self) -> None:
         self._step, self._call = None, None

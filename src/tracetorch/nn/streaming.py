@@ -127,13 +127,13 @@ class Streaming(nn.Module):
         """What the lanes remember, as plain data: membranes and advanced traces, no tape. Not part of `state_dict()`.
 
         Returns:
-            {"version", "lanes", "rules", "tensors"}, which `torch.save` and `torch.load` take.
+            {"version", "lanes", "layers", "tensors"}, which `torch.save` and `torch.load` take.
         """
         layers = self._layers()
         return {
             "version": STREAM_STATE_VERSION,
             "lanes": self._lanes(),
-            "rules": {name: repr(layer.rule) for name, layer in layers.items()},
+            "layers": _described(layers),
             "tensors": {name: layer._state_tensors() for name, layer in layers.items()},
         }
 
@@ -152,7 +152,7 @@ class Streaming(nn.Module):
                 f"{where}: expected a stream state of version {STREAM_STATE_VERSION}, got {version}. "
                 f"Give what stream_state() of this version of tracetorch returned."
             )
-        missing = {"lanes", "rules", "tensors"} - state.keys()
+        missing = {"lanes", "layers", "tensors"} - state.keys()
         if missing:
             raise ValueError(
                 f"{where}: expected a stream state, got a dictionary without {sorted(missing)}. "
@@ -162,14 +162,14 @@ class Streaming(nn.Module):
         if lanes is not None:
             _checks.at_least_one(where, "lanes", lanes)
         layers = self._layers()
-        rules = {name: repr(layer.rule) for name, layer in layers.items()}
-        if state["rules"] != rules:
+        if state["layers"] != _described(layers):
             raise ValueError(
-                f"{where}: expected the state of a model with the layers and rules {rules}, got {state['rules']}. "
+                f"{where}: expected the state of a model with the layers {_described(layers)}, got {state['layers']}. "
                 f"Build the model as it was when the state was saved."
             )
         tensors = state["tensors"]
-        if not isinstance(tensors, dict) or tensors.keys() != layers.keys() or {*map(type, tensors.values())} != {dict}:
+        by_layer = isinstance(tensors, dict) and tensors.keys() == layers.keys()
+        if not by_layer or not all(isinstance(named, dict) for named in tensors.values()):
             raise ValueError(
                 f"{where}: expected a dictionary of tensors for each of the layers {sorted(layers)}, "
                 f"got {tensors!r:.80}. Give what stream_state() returned."
@@ -226,6 +226,11 @@ class Streaming(nn.Module):
     def _parts(self) -> list[TapeKeeper]:
         """Everything that keeps something of the latest call."""
         raise NotImplementedError
+
+
+def _described(layers: Mapping[str, StateKeeper]) -> dict[str, str]:
+    """What a saved state must fit: each layer's kind and rule, by name."""
+    return {name: f"{type(layer).__name__} with {layer.rule!r}" for name, layer in layers.items()}
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
