@@ -86,8 +86,9 @@ def table(figures: dict[str, Any]) -> str:
     m = figures["rows"][next(iter(figures["rows"]))]["machine"]
     where = f"{m['processor']}, {m['cores']} cores; torch {m['torch']}, Python {m['python']}"
     return "\n".join(lines) + (
-        f"\n\nMeasured by `benchmarks/images.py`, one thread each, on {where}. Learning rates, decays and thresholds were "
-        f"chosen\nby trying some on these data sets, so that the figures are slightly optimistic."
+        f"\n\nMeasured by `benchmarks/images.py`, one thread each:\n{where}.\n"
+        f"Learning rates, decays and thresholds were chosen by trying some on these data sets, so that the figures are\n"
+        f"slightly optimistic."
     )
 
 
