@@ -112,7 +112,7 @@ HEADS = {
     "current": "I",
     "simulated": "simulated",
     "clip": "balance, w -> 0",
-    "balance": "balance, w = 0.1",
+    "balance": "balance, w = 0.03",
     "sigmoid": "sigmoid",
 }
 NOISY_HEADS = HEADS | {"measured": "measured", "spread": "its spread"}
@@ -130,11 +130,10 @@ The largest error over currents whose simulated rate lies between .05 and .95, b
 
 {worst}
 
-From beta = 0.75 on the clipped balance (w -> 0) stays within the bound; what is left of its error is locking at simple
-rates such as 1/2. At smaller beta it does not near the ends, where the neuron's own curve is all but vertical: at
-beta = 0.5 the currents from 0.50 to 0.57 hold all rates from 0 to 1/4. The default softness w = 0.1 adds up to
-w ln 2 = 0.07 where the clip begins and ends, and 0.047 at an estimate of .05 or .95: the price of a slope that does not
-vanish there, for learning. `Sigmoid` is the original's estimate.
+From beta = 0.75 on the balance, with its default softness w = 0.03, stays within the bound; what is left of its error is
+locking at simple rates such as 1/2. At smaller beta it does not near the ends, where the neuron's own curve is all but
+vertical: at beta = 0.5 the currents from 0.50 to 0.57 hold all rates from 0 to 1/4. A softness w adds w ln 2 where the clip
+begins and ends (here 0.02); w = 0.1 would add 0.047 at an estimate of .05 or .95. `Sigmoid` is the original's estimate.
 
 ## A noisy current
 
@@ -144,10 +143,9 @@ output: its mean and its spread (standard deviation) over 50 lanes.
 
 {noisy}
 
-Noise fires a neuron whose mean current would not, which no function of the mean can know. Here the clipped balance is
-off by up to {clip_off:.2f}, the original's estimate by {sigmoid_off:.2f}; w = 0.1 by {soft_off:.2f}, since that softness happens to be about right
-for this much noise, and for no other. The measured value has no such error (at most {bias:.3f} in the mean); its spread
-is that of an average over a memory of 1 / (1 - decay) = 100 steps.
+Noise fires a neuron whose mean current would not, which no function of the mean can know. Here the balance is off by up
+to {soft_off:.2f}, the clip by {clip_off:.2f}, the original's estimate by {sigmoid_off:.2f}. The measured value has no such error (at most
+{bias:.3f} in the mean); its spread is that of an average over a memory of 1 / (1 - decay) = 100 steps.
 """
 
 

@@ -22,7 +22,7 @@ def _sigmoid(current: Tensor, beta: Tensor, theta: Tensor) -> Tensor:
 
 
 def _balance(current: Tensor, beta: Tensor, theta: Tensor) -> Tensor:
-    x, w = current / theta - (1 - beta) / 2, 0.1
+    x, w = current / theta - (1 - beta) / 2, 0.03
     return w * (torch.log1p(torch.exp(x / w)) - torch.log1p(torch.exp((x - 1) / w)))
 
 
