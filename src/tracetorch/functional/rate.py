@@ -86,8 +86,8 @@ class Balance(RateEstimate):
 
     Args:
         width: w, the softness of the clip (spikes per step); towards 0 it is clip(x, 0, 1). The default keeps the value
-            within 0.27 (1 - beta) + 0.01 of a LIF with a constant current, at rates of .05 to .95 and beta from 0.75 on;
-            a larger one leaves more slope to neurons far outside the clip.
+            within 0.27 (1 - beta) + 0.01 of a LIF with a constant current, at rates of .05 to .95 and beta from 0.75
+            on; a larger one leaves more slope to neurons far outside the clip.
 
     >>> Balance(width=1e-3).value(torch.tensor([0.2, 0.9]), torch.tensor(0.9), torch.tensor(1.0))
     tensor([0.1500, 0.8500])
