@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,27 @@ def binary_patterns(count: int, bits: int) -> Tensor:
 def all_right(history: list[float]) -> bool:
     """Whether the latest epochs were all without a fault: time to stop."""
     return history[-STABLE_EPOCHS:] == [1.0] * STABLE_EPOCHS
+
+
+def learn_until_all_right(
+    what: str, rule: str, epochs: int, train_epoch: Callable[[], float], share_right: Callable[[], float]
+) -> tuple[list[float], list[float], float]:
+    """Train and test in turn, for so many epochs or until all is right, with a progress bar.
+
+    Returns:
+        The loss and the share of `what` that was right, after each epoch; the seconds it took.
+    """
+    losses: list[float] = []
+    right: list[float] = []
+    start = time.perf_counter()
+    with progress_bar(what, epochs) as advance:
+        while len(right) < epochs and not all_right(right):
+            losses.append(train_epoch())
+            right.append(share_right())
+            advance(1, f"loss {losses[-1]:.4f}, {what} right {right[-1]:.0%}")
+    seconds = time.perf_counter() - start
+    print(f"{rule}: {right[-1]:.0%} of the {what} right after {len(right)} epochs, {seconds:.1f} s")
+    return losses, right, seconds
 
 
 def raster_of_layers(model: tt.Sequential, x: Tensor) -> Figure:

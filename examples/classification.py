@@ -11,7 +11,6 @@ Run it with `python classification.py`; needs `pip install 'tracetorch-online[cl
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,12 +20,11 @@ from torch import Tensor
 import tracetorch as tt
 from _common import (
     RULES,
-    all_right,
     at_least_one,
     binary_patterns,
+    learn_until_all_right,
     options,
     prepare,
-    progress_bar,
     raster_of_layers,
     save_pictures,
 )
@@ -88,17 +86,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model = tt.Sequential(*layers, readout, rule=RULES[args.rule]).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
 
-    losses: list[float] = []
-    right: list[float] = []
-    start = time.perf_counter()
-    with progress_bar("classification", args.epochs) as advance:
-        while len(right) < args.epochs and not all_right(right):
-            losses.append(train_epoch(model, optimizer, inputs, targets, args.window))
-            right.append(tt.metrics.accuracy(shares(model, inputs), classes))
-            advance(1, f"loss {losses[-1]:.4f}, classes right {right[-1]:.0%}")
-    seconds = time.perf_counter() - start
-
-    print(f"{args.rule}: {right[-1]:.0%} of the classes right after {len(right)} epochs, {seconds:.1f} s")
+    losses, right, seconds = learn_until_all_right(
+        "classes",
+        args.rule,
+        args.epochs,
+        train_epoch=lambda: train_epoch(model, optimizer, inputs, targets, args.window),
+        share_right=lambda: tt.metrics.accuracy(shares(model, inputs), classes),
+    )
     save_pictures(
         args.out,
         raster=raster_of_layers(model, hold(inputs[:1])),

@@ -11,7 +11,6 @@ Run it with `python lif_memory.py`; needs `pip install 'tracetorch-online[cli]'`
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,12 +20,11 @@ from torch import Tensor
 import tracetorch as tt
 from _common import (
     RULES,
-    all_right,
     at_least_one,
     binary_patterns,
+    learn_until_all_right,
     options,
     prepare,
-    progress_bar,
     raster_of_layers,
     save_pictures,
 )
@@ -86,17 +84,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model = tt.Sequential(*layers, rule=MEMORY_RULES[args.rule]).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
 
-    losses: list[float] = []
-    right: list[float] = []
-    start = time.perf_counter()
-    with progress_bar("lif_memory", args.epochs) as advance:
-        while len(right) < args.epochs and not all_right(right):
-            losses.append(train_epoch(model, optimizer, inputs, targets, args.window))
-            right.append(bits_right(model, inputs, targets))
-            advance(1, f"loss {losses[-1]:.3f}, bits right {right[-1]:.0%}")
-    seconds = time.perf_counter() - start
-
-    print(f"{args.rule}: {right[-1]:.0%} of the bits right after {len(right)} epochs, {seconds:.1f} s")
+    losses, right, seconds = learn_until_all_right(
+        "bits",
+        args.rule,
+        args.epochs,
+        train_epoch=lambda: train_epoch(model, optimizer, inputs, targets, args.window),
+        share_right=lambda: bits_right(model, inputs, targets),
+    )
     save_pictures(
         args.out,
         raster=raster_of_layers(model, hold(inputs[:1])),

@@ -21,15 +21,6 @@ from tracetorch.train import ImageSettings, build, evaluate
 TINY = ["--epochs", "1", "--steps", "4", "--window", "2", "--lanes", "50"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Small products lose to threads what they gain, and much more where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def tracetorch(*arguments: object):
     return CliRunner().invoke(commands.app, [str(argument) for argument in arguments])
 

@@ -15,15 +15,6 @@ from tracetorch.train import TEST_LANES, ImageSettings, build, classify, encode_
 SMALL = ImageSettings(hidden=(32,), steps=6, window=3, lanes=30, epochs=2, lr=1e-2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Small products lose to threads what they gain, and much more where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def stripes(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Images of 4 x 4 pixels, noise and one bright row: its number is the class."""
     generator = torch.Generator().manual_seed(seed)

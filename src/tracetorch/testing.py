@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .nn import LI, LIF, Softmax
 from .nn.layer import Layer
-from .nn.online import Online, probing
-from .nn.streaming import full_precision
+from .nn.online import Online, probe_of
+from .nn.streaming import forked_random_numbers, full_precision
 
 Gradients = dict[str, Tensor]
 """Gradients by parameter name, as in `named_parameters()`."""
@@ -67,7 +67,7 @@ def bptt_gradients(model: Online, x: Tensor, ls: Tensor, *, input_gradient: bool
         torch.inference_mode(False),
         torch.enable_grad(),
         full_precision(x),
-        torch.random.fork_rng([x.device] if x.is_cuda else []),
+        forked_random_numbers(x),
     ):
         leaf = x.detach().clone().requires_grad_(input_gradient)
         outputs = _unroll(model, list(leaf))
@@ -158,15 +158,12 @@ def online_gradients(model: Online, x: Tensor, ls: Tensor, window: int, *, input
     Returns:
         The gradient of every parameter that is not frozen.
     """
-    with torch.inference_mode(False):
-        model = copy.deepcopy(model)
-    model.reset()
-    model.zero_grad()
-    with probing(model):
-        below = _run_in_windows(model, x, ls, window, input_gradient)
+    with probe_of(model) as probe:
+        probe.zero_grad()
+        below = _run_in_windows(probe, x, ls, window, input_gradient)
     gradients = {
         name: torch.zeros_like(p) if p.grad is None else p.grad
-        for name, p in model.named_parameters()
+        for name, p in probe.named_parameters()
         if p.requires_grad
     }
     if input_gradient:
@@ -261,13 +258,11 @@ def assert_gradients_close(actual: Gradients, expected: Gradients, *, rtol: floa
 
 def spike_rates(model: Online, x: Tensor) -> dict[str, Tensor]:
     """The mean spikes per step of each neuron (m,), by layer, when a copy of the model runs x (T, B, n) from rest."""
-    model = copy.deepcopy(model)
-    model.reset()
-    with probing(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
-        model.window(x)
+    with forked_random_numbers(x), probe_of(model) as probe:
+        probe.window(x)
     return {
         name or type(layer).__name__: layer.neuron.output(layer._tape).mean((0, 1))
-        for name, layer in cast(dict[str, Layer], model._layers()).items()
+        for name, layer in cast(dict[str, Layer], probe._layers()).items()
         if layer.threshold is not None and layer._tape is not None
     }
 

@@ -10,15 +10,17 @@ import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from .streaming import Call, Streaming, full_precision
+from .streaming import Call, Streaming, forked_random_numbers, full_precision
 
 _learning: ContextVar[bool] = ContextVar("tracetorch_learning", default=True)
+
+Model = TypeVar("Model", bound="Online")
 
 
 @contextmanager
@@ -32,16 +34,18 @@ def learning_is(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def probing(model: nn.Module) -> Iterator[None]:
-    """Within this context `model`, a copy made to be measured, learns, whatever the mode and context around it.
+def probe_of(model: Model) -> Iterator[Model]:
+    """A copy of `model`, from rest, that learns within this context, whatever the mode and the context around it.
 
     Only its layers and models are put into training mode: a Dropout or BatchNorm in eval mode stays there.
     """
-    for module in model.modules():
-        if isinstance(module, Online):
-            module.training = True
     with torch.inference_mode(False), learning_is(True):
-        yield
+        probe = copy.deepcopy(model)
+        probe.reset()
+        for module in probe.modules():
+            if isinstance(module, Online):
+                module.training = True
+        yield probe
 
 
 def no_learning() -> AbstractContextManager[None]:
@@ -278,9 +282,7 @@ class Online(Streaming):
                 f"is unknown. Ask the part of the model after it, model[1:], and add the bytes of the module's input."
             )
         weight = self._a_weight()
-        with torch.inference_mode(False):
-            probe = copy.deepcopy(self)
-        with torch.random.fork_rng([weight.device] if weight.is_cuda else []), probing(probe):
+        with forked_random_numbers(weight), probe_of(self) as probe:
             one, two = (
                 probe._window_tape_bytes(torch.zeros(k, 1, *features, dtype=weight.dtype, device=weight.device))
                 for k in (1, 2)

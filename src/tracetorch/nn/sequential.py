@@ -58,7 +58,7 @@ class Sequential(Online, nn.Sequential):
     @property
     def rule(self) -> Rule:
         """The learning rule of the layers that have none of their own. Setting it drops their traces."""
-        return self._own_rule or self._model_rule or InputTrace()
+        return self._given_rule or InputTrace()
 
     @rule.setter
     def rule(self, rule: Rule) -> None:
@@ -70,6 +70,11 @@ class Sequential(Online, nn.Sequential):
             self._own_rule = before
             raise
         self._share_rule(self)
+
+    @property
+    def _given_rule(self) -> Rule | None:
+        """The rule that this model, or the one that it stands in, was given."""
+        return self._own_rule or self._model_rule
 
     def _check(self) -> None:
         """Raise where the modules cannot make up a model, or the rule cannot serve a layer."""
@@ -100,7 +105,7 @@ class Sequential(Online, nn.Sequential):
 
     def _share_rule(self, children: Iterable[nn.Module]) -> None:
         """Give the children the rule; without one they keep what they have from the model that they come from."""
-        rule = self._own_rule or self._model_rule
+        rule = self._given_rule
         for child in children:
             if isinstance(child, Layer | Sequential) and rule is not None:
                 child._inherit(rule)
@@ -115,7 +120,7 @@ class Sequential(Online, nn.Sequential):
         """A module, or for a slice a model of the same modules with the same rule and mode."""
         if not isinstance(index, slice):
             return super().__getitem__(index)
-        part = Sequential(OrderedDict(list(self._modules.items())[index]), rule=self._own_rule or self._model_rule)
+        part = Sequential(OrderedDict(list(self._modules.items())[index]), rule=self._given_rule)
         part.training, part.check_finite = self.training, self.check_finite
         return part
 
@@ -153,7 +158,7 @@ class Sequential(Online, nn.Sequential):
 
     def __add__(self, other: Iterable[nn.Module]) -> Sequential:
         """A model of the modules of both, with this one's rule."""
-        return Sequential(*self, *other, rule=self._own_rule or self._model_rule)
+        return Sequential(*self, *other, rule=self._given_rule)
 
     def __mul__(self, other: int) -> Self:
         """Refused: a layer has one state, and can stand in one place only."""

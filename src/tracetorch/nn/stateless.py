@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .online import PartBackward, Proposal, Rescaling
-from .streaming import Call, Streaming, stale
+from .streaming import Call, Streaming, forked_random_numbers, stale
 
 _DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 
@@ -150,7 +150,7 @@ def _replayed(x: Tensor, random_state: tuple[Tensor, ...] | None) -> Iterator[No
     if random_state is None:
         yield
         return
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+    with forked_random_numbers(x):
         torch.set_rng_state(random_state[0])
         if x.is_cuda:
             torch.cuda.set_rng_state(random_state[1], x.device)

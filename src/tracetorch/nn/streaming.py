@@ -237,3 +237,8 @@ def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
     """A context without autocast, which would change dtypes between forward and backward."""
     kind = tensor.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def forked_random_numbers(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A context after which torch's generators, that of the tensor's device too, are as they were before it."""
+    return torch.random.fork_rng(devices=[tensor.device] if tensor.is_cuda else [])
