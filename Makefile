@@ -7,12 +7,16 @@ READY := .venv/.ready
 # Several processes of one thread each are faster than one process of many, and are not slowed by other programs.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test check
+# Not with --quiet, which would silence --strict too; the variable silences the theme's notice about its successor.
+DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.PHONY: help demo test check docs
 
 help:
 	@echo "make .venv   a virtual environment in .venv with torch, the library and its tools (the others make it too)"
 	@echo "make demo    train on small digits (under a minute); pictures and figures in out/demo"
 	@echo "make test    all tests"
+	@echo "make docs    the documentation as a site: out/site/index.html"
 	@echo "make check   style, types, the direction of imports, the documentation"
 
 .PHONY: .venv
@@ -30,8 +34,12 @@ demo: $(READY)
 test: $(READY)
 	$(PYTEST)
 
+docs: $(READY)
+	$(DOCS)
+
 check: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(PYTEST) tests/test_package.py tests/test_docs.py
+	$(DOCS)

@@ -279,10 +279,7 @@ def test_a_masked_reset_before_any_call_is_refused() -> None:
         ({"threshold": 0.0}, "expected threshold above 0, got 0.0"),
         ({"threshold": -1.0}, "expected threshold above 0, got -1.0"),
         ({"threshold": float("inf")}, "expected threshold above 0, got inf"),
-        (
-            {"beta": [0.5, 0.6, 0.7], "rule": tt.InputTrace()},
-            "InputTrace: expected LIF to have one beta for the whole layer",
-        ),
+        ({"recurrent": True, "rule": tt.MeanRate()}, "MeanRate: expected LIF without recurrent weights"),
     ],
 )
 def test_bad_parameters_are_refused(kwargs: dict, message: str) -> None:
@@ -339,9 +336,9 @@ def pruned() -> nn.Linear:
         ),
         (lambda: tt.Sequential(tt.LIF(N, H), nn.ReLU(inplace=True)), TypeError, "got ReLU with inplace=True"),
         (
-            lambda: tt.Sequential(tt.LIF(N, N), tt.LIF(N, H, tau=[2.0, 3, 4]), rule=tt.InputTrace()),
+            lambda: tt.Sequential(tt.LIF(N, N), tt.LIF(N, H, recurrent=True), rule=tt.MeanRate()),
             ValueError,
-            "Sequential, module 1: InputTrace: expected LIF to have one beta for the whole layer, got one per neuron",
+            "Sequential, module 1: MeanRate: expected LIF without recurrent weights",
         ),
     ],
 )
@@ -356,13 +353,32 @@ def test_a_layer_in_two_places_is_refused() -> None:
         tt.Sequential(layer, layer)
 
 
-def test_a_beta_per_neuron_is_refused_by_the_default_rule_at_the_first_call() -> None:
-    layer = tt.LIF(N, H, tau=[2.0, 3.0, 4.0])
-    with pytest.raises(ValueError, match=r"InputTrace: expected LIF to have one beta.*rule=Truncated"):
-        layer(torch.ones(B, N))
-    assert layer.mem is None
-    layer.eval()
-    layer(torch.ones(B, N))  # without learning there is nothing to refuse
+@pytest.mark.parametrize("rule", [tt.MeanField(), tt.Eligibility()], ids=str)
+def test_a_softmax_below_others_is_refused_when_a_stream_begins(rule: tt.rules.Rule) -> None:
+    model = tt.Sequential(tt.Softmax(N, H), tt.LI(H, M), rule=rule)
+    with pytest.raises(
+        ValueError, match=r"module 0: .*: expected a Softmax to be the last layer, got one below"
+    ):
+        model(torch.ones(B, N))
+    assert model[0].mem is None
+    model.eval()
+    model(torch.ones(B, N))  # without learning there is nothing to refuse
+
+
+def test_a_perfect_integrator_that_feeds_another_is_refused() -> None:
+    model = tt.Sequential(tt.LIF(N, H), tt.LIF(H, H, beta=1.0), tt.LI(H, M, beta=1.0), rule=tt.MeanField())
+    message = r"module 1: .*: expected at most one perfect integrator .* got one that feeds another"
+    with pytest.raises(ValueError, match=message):
+        model(torch.ones(B, N))
+    assert model[0].mem is None
+    model.rule = tt.Eligibility()
+    model(torch.ones(B, N))
+    with pytest.raises(ValueError, match=message):
+        model.backward(torch.ones(B, M))
+    assert model[1].weight.grad is None
+    lowest = model[1:]  # with nothing below there is nothing to hand down
+    lowest(torch.ones(B, H))
+    lowest.backward(torch.ones(B, M))
 
 
 def test_sizes_that_do_not_fit_are_refused_and_leave_the_layers_below_as_they_were() -> None:
@@ -381,15 +397,15 @@ def with_entry(state: dict, entry: object) -> dict:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda s: s | {"version": 0}, "expected a stream state of version 1, got 0"),
-        (lambda _: {}, "expected a stream state of version 1, got None"),
-        (lambda _: torch.ones(1), "expected a stream state of version 1, got Tensor"),
+        (lambda s: s | {"version": 0}, "expected a stream state of version 2, got 0"),
+        (lambda _: {}, "expected a stream state of version 2, got None"),
+        (lambda _: torch.ones(1), "expected a stream state of version 2, got Tensor"),
         (lambda s: s | {"layers": {"0": "LIF"}}, "expected the state of a model with the layers .*LIF with InputTrace"),
         (lambda s: s | {"lanes": None}, "Build the model as it was"),
         (lambda s: s | {"lanes": 3}, r"module 0 \(LIF\): expected tensors of the shapes .*\(3, 3\).*, got .*\(2, 3\)"),
         (
-            lambda _: {"version": 1},
-            r"expected a stream state, got a dictionary without \['lanes', 'layers', 'tensors'\]",
+            lambda _: {"version": 2},
+            r"expected a stream state, got a dictionary without \['lanes', 'layers', 'nodes', 'tensors'\]",
         ),
         (lambda s: with_entry(s, torch.full((B, H), float("nan"))), "expected finite numbers in neuron.mem"),
         (lambda s: s | {"tensors": {"0": s["tensors"]["0"]}}, r"tensors for each of the layers \['0', '1'\]"),
@@ -451,9 +467,9 @@ def test_a_masked_reset_of_layers_with_different_lanes_is_refused() -> None:
 
 
 def test_a_refused_construction_leaves_the_layers_as_they_were() -> None:
-    below, above = tt.LIF(N, N), tt.LIF(N, H, tau=[2.0, 3.0, 4.0])
-    with pytest.raises(ValueError, match="module 1: InputTrace: expected LIF to have one beta"):
-        tt.Sequential(below, above, rule=tt.InputTrace())
+    below, above = tt.LIF(N, N), tt.LIF(N, H, recurrent=True)
+    with pytest.raises(ValueError, match="module 1: MeanRate: expected LIF without recurrent weights"):
+        tt.Sequential(below, above, rule=tt.MeanRate())
     model = tt.Sequential(below, above, rule=tt.Truncated())
     assert [layer.rule for layer in model] == [tt.Truncated(), tt.Truncated()]
     with pytest.raises(ValueError, match="module 1: MeanRate: expected LI to have beta below 1"):
@@ -462,9 +478,9 @@ def test_a_refused_construction_leaves_the_layers_as_they_were() -> None:
 
 
 def test_a_refused_rule_leaves_the_model_as_it_was() -> None:
-    model = tt.Sequential(tt.LIF(N, H, tau=[2.0, 3.0, 4.0]), tt.LI(H, M), rule=tt.Truncated())
-    with pytest.raises(ValueError, match="module 0: InputTrace"):
-        model.rule = tt.InputTrace()
+    model = tt.Sequential(tt.LIF(N, H, recurrent=True), tt.LI(H, M), rule=tt.Truncated())
+    with pytest.raises(ValueError, match="module 0: MeanRate"):
+        model.rule = tt.MeanRate()
     assert model.rule == model[0].rule == tt.Truncated()
 
 
@@ -492,11 +508,11 @@ def test_a_refused_calibration_changes_no_weight() -> None:
         (lambda model: model.add_module("head", nn.LSTM(M, M)), "got LSTM, whose state over time would be lost"),
         (lambda model: model.__setitem__(1, nn.BatchNorm1d(M)), "expected modules that treat each step and lane"),
         (lambda model: model * 2, "expected no repetition of layers"),
-        (lambda model: model.append(tt.LI(M, M, tau=[1.0, 2.0])), "InputTrace: expected LI to have one beta"),
+        (lambda model: model.append(tt.LI(M, M, beta=1.0)), "MeanRate: expected LI to have beta below 1"),
     ],
 )
 def test_a_refused_change_of_the_modules_is_undone(change: Callable[[tt.Sequential], object], message: str) -> None:
-    model = tt.Sequential(tt.LIF(N, H), nn.Tanh(), tt.LI(H, M), rule=tt.InputTrace())
+    model = tt.Sequential(tt.LIF(N, H), nn.Tanh(), tt.LI(H, M), rule=tt.MeanRate())
     y = model(torch.ones(B, N))
     modules = list(model)
     with pytest.raises((ValueError, TypeError), match=message):

@@ -127,7 +127,7 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
     beta = theta = torch.tensor(0.5, dtype=dtype)
     run = scan.lif(current, mem, beta, theta, surrogate.ArcTan())
     reverse = scan.lif_reverse(current, run.u, mem, beta, theta, surrogate.ArcTan())
-    assert {t.dtype for t in (*run, *reverse)} == {dtype}
+    assert {t.dtype for t in (*run, *reverse[:4])} == {dtype}
 
 
 def test_the_average_of_a_lane_that_has_seen_nothing_is_zero() -> None:

@@ -12,6 +12,7 @@ from cases import F64, HIDDEN, M, N, T, hidden
 from tracetorch import testing
 from tracetorch.functional import rate
 from tracetorch.nn.layer import Layer
+from tracetorch.rules.base import Wanted
 
 A = 0.8  # the trace's decay
 B = 3
@@ -86,7 +87,7 @@ def test_layers_hand_down_what_sums_back_to_the_gradient_of_the_average() -> Non
     model.backward(ls)
 
     first, second = model
-    spikes = first.neuron.output(first._tape)
+    spikes = first.neuron.output(first._segments[-1].tape)
     x_bar, s_bar = _average(x, True), _average(spikes, True).requires_grad_()
     d_s_bar = torch.autograd.grad((ls.sum(0) * _closed_form(second, "balance", s_bar)).sum(), s_bar)[0]
     estimate = _closed_form(first, "balance", x_bar)
@@ -103,7 +104,10 @@ def test_mixes_with_the_exact_rules() -> None:
     model.backward(ls)
     assert model[0].synapse.weight.grad.norm() > 0
     spread = model[1]
-    below = spread.rule.backward(spread, spread._tape, spread._state.traces, ls, None, True).ls_below
+    result = spread.rule.backward(
+        spread, spread._segments, spread._state.traces, [ls], None, Wanted(signal=True, adjoint=False)
+    )
+    (below,) = result.ls_below
     expected = testing.bptt_gradients(model[0], x, below)
     testing.assert_gradients_close({k: p.grad for k, p in model[0].named_parameters()}, expected)
 

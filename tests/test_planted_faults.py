@@ -11,12 +11,12 @@ from cases import LEARNED, ONE_LAYER, Case
 from checks import equals_bptt, masked_reset_is_a_fresh_start
 from tracetorch import testing
 from tracetorch.functional import scan, surrogate, trace
-from tracetorch.nn.layer import Layer
+from tracetorch.rules.base import Segment
 
 LIF = ONE_LAYER[0]
 true_advance, true_advance_ones = trace.advance, trace.advance_ones
 true_lif_reverse = scan.lif_reverse
-true_masked_state = Layer._masked_state
+true_forget = Segment.forget
 
 
 def wrong_decay(patch: pytest.MonkeyPatch) -> None:
@@ -41,8 +41,8 @@ def one_step_late(patch: pytest.MonkeyPatch) -> None:
 
 def surrogate_dropped(patch: pytest.MonkeyPatch) -> None:
     # the layer's own reverse scan alone: the reference asks the same surrogate for its slope
-    def reverse(ls, u, mem, beta, threshold, fire):
-        return true_lif_reverse(ls, u, mem, beta, threshold, surrogate.Custom(fire.spike, torch.ones_like))
+    def reverse(ls, u, mem, beta, threshold, fire, *beyond):
+        return true_lif_reverse(ls, u, mem, beta, threshold, surrogate.Custom(fire.spike, torch.ones_like), *beyond)
 
     patch.setattr(scan, "lif_reverse", reverse)
 
@@ -52,7 +52,7 @@ def reset_left_out_of_the_membrane(patch: pytest.MonkeyPatch) -> None:
 
 
 def reset_left_out_of_the_run(patch: pytest.MonkeyPatch) -> None:
-    def lif(current: Tensor, mem: Tensor, beta: Tensor, threshold: Tensor, fire: surrogate.Surrogate) -> scan.LIFScan:
+    def lif(current, mem, beta, threshold, fire, _) -> scan.LIFScan:
         u = scan.li(current, mem, beta) - threshold
         return scan.LIFScan(fire.spike(u), u, u[-1] + threshold)
 
@@ -85,15 +85,16 @@ def test_is_caught(plant: Callable[[pytest.MonkeyPatch], None], window: int, mon
 def test_a_masked_reset_that_touches_another_lanes_normaliser_is_caught(
     rule: tt.rules.Rule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def careless(self: Layer, mask: Tensor):
-        state = true_masked_state(self, mask)
+    def careless(self: Segment, state):
+        traces = true_forget(self, state)
         normaliser = "bias" if isinstance(rule, tt.InputTrace) else "norm"
-        cleared = torch.zeros_like(getattr(state.traces, normaliser))
-        return state._replace(traces=state.traces._replace(**{normaliser: cleared}))
+        if self.reset is None or not hasattr(traces, normaliser):
+            return traces
+        return traces._replace(**{normaliser: torch.zeros_like(getattr(traces, normaliser))})
 
     model, x, ls = LIF.make(rule)
     masked_reset_is_a_fresh_start(model, x, ls, reset_at=[0, 3, 6], window=3)
-    monkeypatch.setattr(Layer, "_masked_state", careless)
+    monkeypatch.setattr(Segment, "forget", careless)
     with pytest.raises(AssertionError, match="cosine"):
         masked_reset_is_a_fresh_start(model, x, ls, reset_at=[0, 3, 6], window=3)
 

@@ -10,6 +10,7 @@ import torch
 import tracetorch as tt
 from cases import ALL, F64, HIDDEN, ONE_LAYER, Case, M, N, T, hidden
 from tracetorch import testing
+from tracetorch.rules.base import Wanted
 
 RULES = [tt.InputTrace(), tt.Truncated(), tt.MeanRate(value="measured"), tt.MeanRate(learn_decay=True)]
 
@@ -202,7 +203,7 @@ def test_learning_resumes_with_fresh_traces_and_the_membrane_as_it_was() -> None
     mem = layer.mem.clone()
     layer.window(x[10:])
     assert layer._state.traces.weight.abs().sum() == 0
-    torch.testing.assert_close(layer._tape.start.mem, mem)
+    torch.testing.assert_close(layer._segments[-1].tape.start.mem, mem)
     layer.eval()
     layer.window(x)
     assert layer._state.traces is None
@@ -215,14 +216,16 @@ def test_dropout_replays_its_mask() -> None:
     torch.manual_seed(0)
     model = tt.Sequential(tt.LI(N, HIDDEN, **F64), torch.nn.Dropout(0.5), tt.LI(HIDDEN, M, **F64))
     y = model.window(torch.rand(T, 2, N, **F64))
-    kept = model[2]._tape.x != 0
+    readout = model[2]
+    kept = readout._segments[-1].tape.x != 0
     torch.manual_seed(1)
     before = torch.get_rng_state()
     ls = torch.ones_like(y)
     model.backward(ls)
     assert torch.equal(torch.get_rng_state(), before)
-    to_dropout = model[2].rule.backward(model[2], model[2]._tape, model[2]._state.traces, ls, None, True).ls_below
-    expected = testing.bptt_gradients(model[0], model[0]._tape.x, 2 * kept * to_dropout)
+    wanted = Wanted(signal=True, adjoint=False)
+    result = readout.rule.backward(readout, readout._segments, readout._state.traces, [ls], None, wanted)
+    expected = testing.bptt_gradients(model[0], model[0]._segments[-1].tape.x, 2 * kept * result.ls_below[0])
     testing.assert_gradients_close({name: p.grad for name, p in model[0].named_parameters()}, expected)
 
 
@@ -432,9 +435,10 @@ def test_random_modules_replay_what_they_drew(module: torch.nn.Module) -> None:
         torch.manual_seed(seed)
         model.window(torch.rand(6, 2, 4, **F64))
         part = model._adapters["1"]
-        passed = model[2]._tape.x
-        below = part._backward(torch.ones_like(passed), None, True, part._call).ls_below
-        inner = model[0]._tape.record.mem
+        passed = model[2]._segments[-1].tape.x
+        wanted = Wanted(signal=True, adjoint=False)
+        (below,) = part._backward([torch.ones_like(passed)], None, wanted, part._segments[-1].call).ls_below
+        inner = model[0]._segments[-1].tape.record.mem
         # both modules pass some entries on, scaled: their output is the gradient times the input, summed
         torch.testing.assert_close((below * inner).sum(-1), passed.sum(-1))
 

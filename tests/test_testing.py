@@ -64,10 +64,11 @@ def test_a_layer_without_a_reference_is_named() -> None:
         def __init__(self) -> None:
             super().__init__(
                 N, M, tt.nn.li.LINeuron(), synapse=None, bias=True, beta=None, tau=None, learn_beta=False,
-                threshold=None, learn_threshold=False, rule=None, device=None, dtype=None,
+                threshold=None, learn_threshold=False, recurrent=False, self_connections=True,
+                rule=None, device=None, dtype=None,
             )  # fmt: skip
 
-    with pytest.raises(NotImplementedError, match="Sequential and stateless modules, got Own"):
+    with pytest.raises(NotImplementedError, match="Concat and stateless modules, got Own"):
         testing.bptt_gradients(Own(), torch.ones(1, 1, N), torch.ones(1, 1, M))
 
 

@@ -8,8 +8,8 @@ _checks.refuse_other_distribution()
 
 from . import encode, functional, loss, metrics, nn, rules  # noqa: E402
 from .functional import surrogate  # noqa: E402
-from .nn import LI, LIF, Sequential, Softmax, no_learning  # noqa: E402
-from .rules import InputTrace, MeanRate, Truncated  # noqa: E402
+from .nn import LI, LIF, Concat, Sequential, Softmax, no_learning  # noqa: E402
+from .rules import Eligibility, InputTrace, MeanField, MeanRate, Truncated  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -26,7 +26,10 @@ def __getattr__(name: str) -> object:
 __all__ = [
     "LI",
     "LIF",
+    "Concat",
+    "Eligibility",
     "InputTrace",
+    "MeanField",
     "MeanRate",
     "Sequential",
     "Softmax",

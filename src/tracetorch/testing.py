@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .nn import LI, LIF, Softmax
+from .nn import LI, LIF, Concat, Softmax
 from .nn.layer import Layer
 from .nn.online import Online, probe_of
 from .nn.streaming import forked_random_numbers, full_precision
@@ -87,13 +87,17 @@ def _unroll(module: nn.Module, xs: list[Tensor]) -> list[Tensor]:
         return _unroll_softmax(module, xs)
     if isinstance(module, LI):
         return _unroll_li(module, xs)
+    if isinstance(module, Concat):
+        branches = [_unroll(child, xs) for child in module]
+        return [torch.cat(ys, -1) for ys in zip(*branches, strict=True)]
     if isinstance(module, Online) and isinstance(module, nn.Sequential):
         for child in module:
             xs = _unroll(child, xs)
         return xs
     if isinstance(module, Online):
         raise NotImplementedError(
-            f"bptt_gradients: expected LIF, LI, Softmax, Sequential and stateless modules, got {type(module).__name__}."
+            f"bptt_gradients: expected LIF, LI, Softmax, Sequential, Concat and stateless modules, "
+            f"got {type(module).__name__}."
         )
     return [module(x) for x in xs]
 
@@ -101,9 +105,14 @@ def _unroll(module: nn.Module, xs: list[Tensor]) -> list[Tensor]:
 def _unroll_lif(layer: LIF, xs: list[Tensor]) -> list[Tensor]:
     beta, theta = _beta(layer), _threshold(layer)
     v = torch.zeros((), dtype=beta.dtype, device=beta.device)
-    spikes = []
+    u: Tensor | None = layer.recurrent_weight
+    if u is not None and not layer.self_connections:
+        u = u * (1 - torch.eye(len(u), dtype=u.dtype, device=u.device))
+    spikes: list[Tensor] = []
     for x in xs:
         p = beta * v + layer.synapse(x)
+        if u is not None and spikes:
+            p = p + F.linear(spikes[-1], u)
         s = _Spike.apply(p - theta, layer.surrogate.spike, layer.surrogate.slope)  # type: ignore[no-untyped-call]
         v = p - theta * s.detach()
         spikes.append(s)
@@ -261,9 +270,9 @@ def spike_rates(model: Online, x: Tensor) -> dict[str, Tensor]:
     with forked_random_numbers(x), probe_of(model) as probe:
         probe.window(x)
     return {
-        name or type(layer).__name__: layer.neuron.output(layer._tape).mean((0, 1))
+        name or type(layer).__name__: layer.neuron.output(layer._segments[-1].tape).mean((0, 1))
         for name, layer in cast(dict[str, Layer], probe._layers()).items()
-        if layer.threshold is not None and layer._tape is not None
+        if layer.threshold is not None
     }
 
 

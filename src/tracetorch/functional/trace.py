@@ -53,6 +53,30 @@ def advance_ones(trace: Tensor, steps: int, decay: Tensor) -> Tensor:
     return trace * decay**steps + powers.sum(0)
 
 
+def advance_bank(traces: Tensor, drive: Tensor, nodes: Tensor) -> Tensor:
+    """Advance one trace per node of a bank: `q_g^K * traces_g + sum_t q_g^(K-t) * drive_t`.
+
+    Args:
+        traces: (B, G, n) before the window.
+        drive: (K, B, n) what is added at each step.
+        nodes: (G,) decays per step, in [0, 1] (dimensionless).
+
+    Returns:
+        (B, G, n) after the window; a new tensor.
+
+    >>> advance_bank(torch.zeros(1, 2, 1), torch.ones(3, 1, 1), torch.tensor([0.5, 1.0])).flatten()
+    tensor([1.7500, 3.0000])
+    """
+    steps = drive.shape[0]
+    decays = nodes.to(traces.dtype)
+    if steps == 1:
+        return torch.addcmul(drive[0, :, None], traces, decays[:, None])
+    lags = torch.arange(steps - 1, -1, -1, dtype=nodes.dtype, device=nodes.device)
+    powers = (nodes[:, None] ** lags).to(traces.dtype)
+    summed = torch.tensordot(powers, drive, dims=1).transpose(0, 1)  # (G, B, n) -> (B, G, n)
+    return torch.addcmul(summed, traces, (nodes**steps).to(traces.dtype)[:, None])
+
+
 def average(trace: Tensor, normaliser: Tensor) -> Tensor:
     """The average that a trace holds, corrected for its start: `trace / normaliser`, 0 where the normaliser is 0.
 

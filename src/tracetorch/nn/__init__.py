@@ -1,5 +1,6 @@
 """Layers and models."""
 
+from .concat import Concat
 from .layer import Layer
 from .li import LI
 from .lif import LIF
@@ -7,4 +8,4 @@ from .online import no_learning
 from .sequential import Sequential
 from .softmax import Softmax
 
-__all__ = ["LI", "LIF", "Layer", "Sequential", "Softmax", "no_learning"]
+__all__ = ["LI", "LIF", "Concat", "Layer", "Sequential", "Softmax", "no_learning"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, Self, cast
 
 import torch
@@ -10,25 +11,27 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ..functional import scan
+from ..functional.bank import Bank
 from ..rules import InputTrace, Rule
-from ..rules.base import MembraneState, Neuron, Tape, Traces, Values
+from ..rules.base import ModelDecays, Neuron, Nodes, Segment, Tape, Traces, Values, Wanted, map_tensors, masked
 from . import synapse as synapses
 from .constraint import OneOrEach, Positive, UnitInterval, firing_threshold, membrane_decay
 from .online import Online, PartBackward, Proposal, Rescaling
-from .state import LayerState, flatten, map_tensors, masked, restored
-from .streaming import Call, TapeKeeper, full_precision, stale
+from .state import LayerState, flatten, restored
+from .streaming import Call, Handed, TapeKeeper, full_precision, marked, stale
 
 INPUT_RATE = 0.1  # the input that initialisation assumes: Bernoulli spikes at this rate per step
+RECURRENT_SHARE = 0.5  # of the membrane that initialisation aims at, from recurrent weights at the same rate
 MAX_INITIAL_BETA = 0.999  # initialisation treats slower membranes, perfect integrators too, like this one
 
 
 class RunnableNeuron(Neuron, Protocol):
     """What a layer needs of a neuron besides what rules need."""
 
-    def rest(self, zeros: Tensor) -> MembraneState:
-        """The state of lanes that have seen nothing: all zero, in the shape of `zeros` (B, m)."""
+    def rest(self, zeros: Tensor) -> Any:
+        """The state of lanes that have seen nothing: all zero, in the shape of `zeros` (B, m); its first is `mem`."""
 
-    def scan(self, values: Values, current: Tensor, start: MembraneState) -> NeuronScan:
+    def scan(self, values: Values, current: Tensor, start: Any) -> NeuronScan:
         """Run a window of steps (K, B, m) from the state `start`."""
 
 
@@ -37,7 +40,7 @@ class NeuronScan(NamedTuple):
 
     y: Tensor  # (K, B, m) output
     record: Any  # what the reverse scan needs: a NamedTuple of tensors
-    state: MembraneState  # after the window
+    state: Any  # after the window
 
 
 class LayerStep(NamedTuple):
@@ -45,7 +48,7 @@ class LayerStep(NamedTuple):
 
     state: LayerState
     record: Any
-    tape: Tape | None  # None where nothing is being learned
+    segments: tuple[Segment, ...]  # empty where nothing is being learned
 
 
 def check_rule(where: str, rule: object) -> None:
@@ -68,6 +71,8 @@ class Layer(Online):
         learn_beta: make beta a parameter.
         threshold: above 0; one number, or one per neuron. None for neurons without one.
         learn_threshold: make it a parameter.
+        recurrent: add weights from the neurons' own previous outputs, the parameter `recurrent_weight` (m, m).
+        self_connections: whether these have a diagonal.
         rule: the layer's learning rule; by default the model's.
         device: of the parameters.
         dtype: of the parameters.
@@ -86,6 +91,8 @@ class Layer(Online):
         learn_beta: bool,
         threshold: OneOrEach | None,
         learn_threshold: bool,
+        recurrent: bool,
+        self_connections: bool,
         rule: Rule | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
@@ -93,8 +100,11 @@ class Layer(Online):
         super().__init__()
         self.neuron = neuron
         self._state: LayerState | None = None
-        self._tape: Tape | None = None
-        self._tape_call: Call | None = None
+        self._segments: tuple[Segment, ...] = ()
+        self._grid: Tensor | None = None  # the bank's nodes, chosen when a stream begins
+        self._nodes: Nodes | None = None  # those of the latest call
+        self._banks: list[Bank] = []
+        self._warned_of_range = False
         self._own_rule: Rule | None = None
         self._model_rule: Rule | None = None
         where = type(self).__name__
@@ -107,8 +117,14 @@ class Layer(Online):
             self._register(
                 "threshold", firing_threshold(where, threshold, self.out_features), learn_threshold, Positive
             )
+        self.self_connections = self_connections
+        self.recurrent_weight: nn.Parameter | None
+        square = (self.out_features, self.out_features)
+        self.register_parameter("recurrent_weight", nn.Parameter(self.weight.new_empty(square)) if recurrent else None)
         if synapse is None:
             self.reset_parameters()
+        elif recurrent:
+            self._reset_recurrent()
         if rule is not None:
             self.rule = rule
 
@@ -167,6 +183,11 @@ class Layer(Online):
         self._own_rule = rule
         self._put_rule_in_force()
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether the layer has recurrent weights."""
+        return self.recurrent_weight is not None
+
     def _inherit(self, rule: Rule) -> None:
         """Take the rule of the model where the layer has none of its own."""
         if rule != self._model_rule:
@@ -181,9 +202,13 @@ class Layer(Online):
         decay = self.rule.decay_start(self)
         if decay is not None:
             self._register("decay", *decay, UnitInterval, persistent=False)  # the rule knows its constant
-        if self._state is not None:
-            self._state = self._state._replace(traces=None)
-        self._forget()
+        if self.rule.feedback == "random" and not hasattr(self, "feedback"):
+            scale = self.weight.detach().square().mean().sqrt()
+            self.register_buffer("feedback", torch.randn_like(self.weight).detach() * scale)
+        elif self.rule.feedback != "random" and hasattr(self, "feedback"):
+            del self.feedback
+        self._grid, self._banks = None, []
+        self._drop_traces()
         self._end("its rule was changed after the latest")
 
     def reset_parameters(self) -> None:
@@ -191,16 +216,27 @@ class Layer(Online):
 
         Zero mean, and the standard deviation with which the membrane without reset has a root mean square of the
         threshold (for a readout: of 1 - beta) when the inputs are independent spikes at a rate of 0.1 per step:
-        `target / sqrt(n (var / (1 - beta^2) + mean^2 / (1 - beta)^2))`.
+        `target / sqrt(n (var / (1 - beta^2) + mean^2 / (1 - beta)^2))`. Recurrent weights are drawn for half of that.
         """
-        beta = self.beta.clamp(max=MAX_INITIAL_BETA)
-        variance = INPUT_RATE * (1 - INPUT_RATE)
-        per_input = variance / (1 - beta**2) + INPUT_RATE**2 / (1 - beta) ** 2
-        std = self._target(beta) / torch.sqrt(self.in_features * per_input)
+        std = self._initial_std(self.in_features)
         with torch.no_grad():
             self.weight.normal_().mul_(std.expand(self.out_features)[:, None])
             if self.synapse.bias is not None:
                 cast(Tensor, self.synapse.bias).zero_()
+        if self.recurrent:
+            self._reset_recurrent()
+
+    @torch.no_grad()
+    def _reset_recurrent(self) -> None:
+        assert self.recurrent_weight is not None
+        std = RECURRENT_SHARE * self._initial_std(self.out_features).expand(self.out_features)
+        self.recurrent_weight.normal_().mul_(std[:, None])
+
+    def _initial_std(self, inputs: int) -> Tensor:
+        beta = self.beta.clamp(max=MAX_INITIAL_BETA)
+        variance = INPUT_RATE * (1 - INPUT_RATE)
+        per_input = variance / (1 - beta**2) + INPUT_RATE**2 / (1 - beta) ** 2
+        return self._target(beta) / torch.sqrt(inputs * per_input)
 
     def _target(self, beta: Tensor) -> Tensor:
         """The root mean square that initialisation gives the membrane without reset."""
@@ -213,6 +249,7 @@ class Layer(Online):
             if value is not None:
                 text = f"{value.item():.4g}" if value.numel() == 1 else f"{value.min():.4g}..{value.max():.4g}"
                 shown.append(f"{name}={text}" + (" (learned)" if self.learns(name) else ""))
+        shown += ["recurrent"] if self.recurrent else []
         return ", ".join([*shown, f"rule={self.rule}"])
 
     # -- what rules see (rules.base.LayerLike) ---------------------------------------------------------------------
@@ -223,7 +260,10 @@ class Layer(Online):
 
     def values(self) -> Values:
         """The constrained parameters as they are now."""
-        return Values(self.beta, self.threshold, self._constrained("decay", UnitInterval))
+        recurrent = None if self.recurrent_weight is None else self.recurrent_weight.detach()
+        if recurrent is not None and not self.self_connections:
+            recurrent = recurrent.clone().fill_diagonal_(0)
+        return Values(self.beta, self.threshold, self._constrained("decay", UnitInterval), recurrent)
 
     def learns(self, name: str) -> bool:
         """Whether `name` is a parameter of this layer, frozen or not."""
@@ -237,6 +277,8 @@ class Layer(Online):
     def _parameter(self, name: str) -> nn.Parameter | None:
         if name in ("weight", "bias"):
             return cast(nn.Parameter | None, getattr(self.synapse, name))
+        if name == "recurrent":
+            return self.recurrent_weight
         return self._parameters.get(f"raw_{name}")
 
     def current(self, x: Tensor) -> Tensor:
@@ -248,30 +290,78 @@ class Layer(Online):
         return self._operations.weight_gradient(x, g)
 
     def transpose(self, g: Tensor) -> Tensor:
-        """dL/dx (..., n) for dL/dI (..., m)."""
-        return self._operations.transpose(self.synapse, g)
+        """dL/dx (..., n) for dL/dI (..., m); through the fixed random matrix `feedback` where the rule has one."""
+        weight = cast(Tensor, self.feedback) if self.rule.feedback == "random" else self.weight
+        return self._operations.transpose(self.synapse, weight, g)
 
     def zeros(self, *shape: int) -> Tensor:
         """Zeros with the weights' dtype and device."""
         return torch.zeros(shape, dtype=self.weight.dtype, device=self.weight.device)
+
+    def bank(self, own: Tensor, above: Tensor | None) -> Bank:
+        """The bank of the layer's kernels, as beta is now, in the nodes `own`, for signals in the nodes `above`."""
+        beta = self.beta
+        for bank in self._banks:
+            if bank.fits(own, beta, above):
+                return bank
+        self._check_range(own, beta)
+        self._banks = [Bank(own, beta, above), *self._banks[:1]]
+        return self._banks[0]
+
+    def _check_range(self, own: Tensor, beta: Tensor) -> None:
+        """Warn, once per stream, where a learned beta has left the range of the bank."""
+        inside = own[(own > 0) & (own < 1)]
+        if self._grid is None or self._warned_of_range or not self.learns("beta") or len(inside) == 0:
+            return
+        if beta.min() < inside.min() or beta.max() > inside.max():
+            self._warned_of_range = True
+            warnings.warn(
+                f"{type(self).__name__}: expected learned betas to stay in the range of the bank, {inside.min():.4f} "
+                f"to {inside.max():.4f}, got {beta.min():.4f} to {beta.max():.4f}. Its exponentials fit them less and "
+                f"less. Call reset() to have them chosen anew, or give the rule a wider span.",
+                stacklevel=2,
+            )
 
     # -- a call (nn.online.Part) -----------------------------------------------------------------------------------
 
     def _feature_shape(self) -> tuple[int, ...]:
         return (self.in_features,)
 
-    def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]:
+    def _hand_nodes(self, above: Handed | None, decays: Callable[[], ModelDecays] | None) -> Handed | None:
+        rule = self.rule
+        if not rule.uses_adjoint:
+            above = None
+        if above is not None and above.fresh and self._state is not None and self._state.traces is not None:
+            self._drop_traces()
+        fresh = self._state is None or self._state.traces is None
+        if fresh and decays is not None:
+            self._warned_of_range = False
+            self._grid = rule.grid(self, None if above is None else above.nodes, decays())
+        beta = self.beta
+        own = beta.double().reshape(-1)[: int(beta.numel() == 1)] if self._grid is None else self._grid
+        self._nodes = Nodes(own, None if above is None else above.nodes)
+        return Handed(own, fresh, self._grid is None and self.learns("beta")) if rule.hands_adjoint else None
+
+    def _uses_adjoint(self) -> bool:
+        return self.rule.uses_adjoint
+
+    def _propose(self, x: Tensor, call: Call) -> tuple[Tensor, list[Proposal]]:
         self._check_features(x)
         self._check_lanes(x)
-        before = self._advanced_state() if learning else self._state
-        state = before or LayerState(self._rest(x.shape[1]), None)
+        steps, lanes = x.shape[:2]
+        leaving, staying = call.leaving(self._segments, steps)
+        state = (self._folded(leaving) if call.learning else self._state) or LayerState(self._rest(lanes), None)
         traces = None
-        if learning:
-            traces = self._fresh_traces(x.shape[1]) if state.traces is None else state.traces
+        if call.learning:
+            traces = self._fresh_traces(lanes) if state.traces is None else state.traces
         values = self.values()
         run = self.neuron.scan(values, self.current(x), state.neuron)
-        tape = Tape(x, run.record, state.neuron, values) if learning else None
-        return run.y, [Proposal(self, LayerStep(LayerState(run.state, traces), run.record, tape))]
+        segments: tuple[Segment, ...] = ()
+        if call.learning:
+            assert self._nodes is not None
+            tape = Tape(x, run.record, state.neuron, values, self._nodes)
+            segments = (*staying, Segment(tape, steps, call))
+        return run.y, [Proposal(self, LayerStep(LayerState(run.state, traces), run.record, segments))]
 
     def _check_features(self, x: Tensor) -> None:
         if x.shape[2:] != self._feature_shape():
@@ -287,18 +377,20 @@ class Layer(Online):
                 f"got {x.shape[1]}. Call reset() first to start other streams."
             )
 
-    def _commit(self, step: LayerStep, call: Call) -> None:
-        self._state, self._tape, self._tape_call = step.state, step.tape, call
+    def _commit(self, step: LayerStep, call: Call) -> None:  # noqa: ARG002
+        self._state, self._segments = step.state, step.segments
 
-    def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward:
-        if self._tape_call is not call or self._tape is None or self._state is None:
+    def _backward(self, ls: list[Tensor | None], above: Tensor | None, wanted: Wanted, call: Call) -> PartBackward:
+        if not self._segments or self._segments[-1].call is not call or self._state is None:
             raise stale(type(self).__name__)
-        result = self.rule.backward(self, self._tape, self._state.traces, ls, above, signal)
+        result = self.rule.backward(self, self._segments, self._state.traces, ls, above, wanted)
         updates = []
         for name, gradient in result.gradients.items():
             if name in _CONSTRAINTS:
-                value = cast(Tensor, getattr(self._tape.values, name))
+                value = cast(Tensor, getattr(self._segments[-1].tape.values, name))
                 gradient = gradient * _CONSTRAINTS[name].slope(value)
+            if name == "recurrent" and not self.self_connections:
+                gradient = gradient.clone().fill_diagonal_(0)
             updates.append((cast(nn.Parameter, self._parameter(name)), gradient))
         return PartBackward(result.ls_below, result.below, updates)
 
@@ -324,28 +416,48 @@ class Layer(Online):
     def _parts(self) -> list[TapeKeeper]:
         return [self]
 
-    def _rest(self, lanes: int) -> MembraneState:
+    def _rest(self, lanes: int) -> Any:
         return self.neuron.rest(self.zeros(lanes, self.out_features))
 
     def _fresh_traces(self, lanes: int) -> Traces:
         self.rule.check(self)
-        return self.rule.start(self, lanes)
+        assert self._nodes is not None
+        return self.rule.start(self, lanes, self._nodes)
+
+    def _drop_traces(self) -> None:
+        if self._state is not None:
+            self._state = self._state._replace(traces=None)
+        self._forget()
 
     def _advanced_state(self) -> LayerState | None:
-        """The state with the tape's window folded into the traces."""
-        if self._state is None or self._tape is None:
+        """The state with all tapes folded into the traces."""
+        return self._folded(self._segments)
+
+    def _folded(self, segments: Sequence[Segment]) -> LayerState | None:
+        """The state with these tapes, the oldest, folded into the traces."""
+        if self._state is None or not segments:
             return self._state
+        traces = self._state.traces
         with full_precision(self.weight):
-            return self._state._replace(traces=self.rule.advance(self, self._state.traces, self._tape))
+            for segment in segments:
+                traces = segment.forget(self.rule.advance(self, traces, segment.tape))
+        return self._state._replace(traces=traces)
 
     def _forget(self) -> None:
-        self._tape, self._tape_call = None, None
+        self._segments = ()
 
     def _tape_tensors(self) -> list[Tensor]:
-        return [] if self._tape is None else [self._tape.x, *self._tape.record, *self._tape.start]
+        tapes: list[Tape] = [segment.tape for segment in self._segments]
+        return [tensor for tape in tapes for tensor in (tape.x, *tape.record, *tape.start)]
 
-    def _masked_state(self, mask: Tensor) -> LayerState | None:
-        return cast(LayerState | None, masked(self._advanced_state(), mask))
+    def _reset_lanes(self, mask: Tensor) -> None:
+        if self._state is None:
+            return
+        if self._segments:  # the traces forget when the latest tape has been folded in
+            self._segments = marked(self._segments, mask)
+            self._state = self._state._replace(neuron=masked(self._state.neuron, mask))
+        else:
+            self._state = masked(self._state, mask)
 
     def _state_tensors(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in flatten(self._advanced_state()).items()}
@@ -354,17 +466,23 @@ class Layer(Online):
         """The state that `_state_tensors` wrote, checked against this layer."""
         if not tensors:
             return None
-        template = LayerState(self._rest(lanes or 0), self.rule.start(self, lanes or 0))
+        assert self._nodes is not None
+        template = LayerState(self._rest(lanes or 0), self.rule.start(self, lanes or 0, self._nodes))
         return restored(f"{where} ({type(self).__name__})", template, tensors)
 
     def _state_bytes_per_lane(self) -> int:
-        return sum(tensor.nbytes for tensor in flatten(LayerState(self._rest(1), self.rule.start(self, 1))).values())
+        assert self._nodes is not None
+        state = LayerState(self._rest(1), self.rule.start(self, 1, self._nodes))
+        return sum(tensor.nbytes for tensor in flatten(state).values())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the state with the parameters: `.to()`, `.double()`, `.cuda()`."""
         state = self._advanced_state()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._state = map_tensors(fn, state)
+        if self._grid is not None:
+            self._grid = self._grid.to(self.weight.device)  # float64 whatever the weights are
+        self._banks = []
         self._forget()
         self._end("the model was moved or converted after the latest")
         return self
@@ -373,8 +491,9 @@ class Layer(Online):
         """Copies and pickles hold the advanced state and no tape."""
         return super().__getstate__() | {
             "_state": self._advanced_state(),
-            "_tape": None,
-            "_tape_call": None,
+            "_segments": (),
+            "_nodes": None,
+            "_banks": [],
         }
 
 

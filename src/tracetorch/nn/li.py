@@ -33,10 +33,22 @@ class LINeuron:
         mem = scan.li(current, start.mem, values.beta)
         return NeuronScan(mem, LIRecord(mem), MembraneState(mem[-1].clone()))
 
-    def reverse(self, tape: Tape, ls: Tensor) -> Reverse:
+    def reverse(self, tape: Tape, ls: Tensor | None, ahead: MembraneState | None = None) -> Reverse:
         """The window backwards."""
-        g, mem, d_beta, _ = scan.li_reverse(ls, tape.record.mem, tape.start.mem, tape.values.beta)
+        beyond = None if ahead is None else ahead.mem
+        g, mem, d_beta, *_ = scan.li_reverse(ls, tape.record.mem, tape.start.mem, tape.values.beta, beyond)
         return Reverse(g, MembraneState(mem), d_beta, None)
+
+    def probe(self, tape: Tape, probe: Tensor) -> Reverse:
+        """The window backwards for signals (K, H) that all neurons share."""
+        mem = tape.record.mem[:, None]
+        signals = probe[:, :, None, None].expand(*probe.shape, *mem.shape[2:])
+        g, a_0, d_beta, *_ = scan.li_reverse(signals, mem, tape.start.mem[None], tape.values.beta)
+        return Reverse(g, MembraneState(a_0), d_beta, None)
+
+    def slope(self, tape: Tape) -> Tensor | None:
+        """1: the output is the membrane."""
+        return torch.ones_like(tape.record.mem)
 
     def drive(self, tape: Tape, name: str) -> Tensor:  # noqa: ARG002
         """`v_{t-1}`, for beta."""
@@ -105,6 +117,8 @@ class LI(Layer):
             learn_beta=learn_beta,
             threshold=None,
             learn_threshold=False,
+            recurrent=False,
+            self_connections=True,
             rule=rule,
             device=device,
             dtype=dtype,

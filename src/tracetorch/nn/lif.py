@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,42 +20,83 @@ class LIFRecord(NamedTuple):
     u: Tensor  # (K, B, m)
 
 
+class SpikingState(NamedTuple):
+    """The state of recurrent spiking neurons; also the gradient with respect to it."""
+
+    mem: Tensor  # (B, m)
+    spk: Tensor  # (B, m) the spikes of the latest step
+
+
 class LIFNeuron:
     """The dynamics of `LIF`."""
 
     name = "LIF"
 
-    def __init__(self, surrogate: Surrogate) -> None:
+    def __init__(self, surrogate: Surrogate, recurrent: bool) -> None:
         self.surrogate = surrogate
+        self.recurrent = recurrent
 
-    def rest(self, zeros: Tensor) -> MembraneState:
-        """Membranes at zero."""
-        return MembraneState(zeros)
+    def rest(self, zeros: Tensor) -> MembraneState | SpikingState:
+        """Membranes at zero, no spikes."""
+        return SpikingState(zeros, zeros.clone()) if self.recurrent else MembraneState(zeros)
 
-    def scan(self, values: Values, current: Tensor, start: MembraneState) -> NeuronScan:
+    def scan(self, values: Values, current: Tensor, start: Any) -> NeuronScan:
         """A window of steps."""
-        spk, u, mem = scan.lif(current, start.mem, values.beta, cast(Tensor, values.threshold), self.surrogate)
-        return NeuronScan(spk, LIFRecord(u), MembraneState(mem))
-
-    def reverse(self, tape: Tape, ls: Tensor) -> Reverse:
-        """The window backwards."""
-        beta, threshold = tape.values.beta, cast(Tensor, tape.values.threshold)
-        g, mem, d_beta, d_threshold = scan.lif_reverse(
-            ls, tape.record.u, tape.start.mem, beta, threshold, self.surrogate
+        recurrence = None if values.recurrent is None else scan.Recurrence(values.recurrent, start.spk)
+        spk, u, mem = scan.lif(
+            current, start.mem, values.beta, cast(Tensor, values.threshold), self.surrogate, recurrence
         )
-        return Reverse(g, MembraneState(mem), d_beta, d_threshold)
+        state = SpikingState(mem, spk[-1].clone()) if self.recurrent else MembraneState(mem)
+        return NeuronScan(spk, LIFRecord(u), state)
+
+    def reverse(self, tape: Tape, ls: Tensor | None, ahead: Any = None) -> Reverse:
+        """The window backwards."""
+        beta, threshold, _, recurrent = tape.values
+        recurrence = None
+        if recurrent is not None:
+            recurrence = scan.Recurrence(recurrent, None if ahead is None else ahead.spk)
+        run = scan.lif_reverse(
+            ls,
+            tape.record.u,
+            tape.start.mem,
+            beta,
+            cast(Tensor, threshold),
+            self.surrogate,
+            None if ahead is None else ahead.mem,
+            recurrence,
+        )
+        leftover = MembraneState(run.mem) if run.spk is None else SpikingState(run.mem, run.spk)
+        return Reverse(run.g, leftover, run.beta, run.threshold)
+
+    def probe(self, tape: Tape, probe: Tensor) -> Reverse:
+        """The window backwards for signals (K, H) that all neurons share."""
+        run = scan.lif_reverse(
+            probe[:, :, None, None],
+            tape.record.u[:, None],
+            tape.start.mem[None],
+            tape.values.beta,
+            cast(Tensor, tape.values.threshold),
+            self.surrogate,
+        )
+        return Reverse(run.g, MembraneState(run.mem), run.beta, run.threshold)
 
     def drive(self, tape: Tape, name: str) -> Tensor:
-        """`v_{t-1}` for beta, `-s_t` for the threshold."""
+        """`v_{t-1}` for beta, `-s_t` for the threshold, `s_{t-1}` for recurrent weights."""
         spk = self.output(tape)
         if name == "threshold":
             return -spk
+        if name == "recurrent":
+            return scan.previous(spk, tape.start.spk)
         after = scan.lif_membrane(tape.record.u, cast(Tensor, tape.values.threshold), spk)
         return scan.previous(after, tape.start.mem)
 
     def output(self, tape: Tape) -> Tensor:
         """The spikes."""
         return self.surrogate.spike(tape.record.u)
+
+    def slope(self, tape: Tape) -> Tensor:
+        """The surrogate's."""
+        return self.surrogate.slope(tape.record.u)
 
     def rate(self, name: str) -> rate.RateEstimate:
         """The estimate of the firing rate named."""
@@ -65,7 +106,7 @@ class LIFNeuron:
 class LIF(Layer):
     """Leaky integrate-and-fire neurons with a subtractive reset.
 
-        p_t = beta * v_{t-1} + W x_t + b          membrane before the reset
+        p_t = beta * v_{t-1} + W x_t + b          membrane before the reset; recurrent: + U s_{t-1}
         s_t = [p_t >= theta]                      output spike
         v_t = p_t - theta * s_t                   membrane after the reset; no gradient through this s_t
 
@@ -77,6 +118,9 @@ class LIF(Layer):
         beta: decay of the membrane per step, in [0, 1] (dimensionless): one number, or one per neuron (m,). 0.9.
         tau: its time constant in steps instead of beta: `beta = exp(-1 / tau)`.
         threshold: theta, above 0 (dimensionless): one number, or one per neuron (m,).
+        recurrent: add weights U from each neuron's spike of the step before to all neurons, the parameter
+            `recurrent_weight` (m, m), to row i from column j.
+        self_connections: whether U has a diagonal; without it the diagonal counts as zero.
         learn_beta: make beta a parameter, `raw_beta`, inside (0, 1).
         learn_threshold: make theta a parameter, `raw_threshold`, above 0.
         surrogate: the pseudo-derivative of the spike.
@@ -107,6 +151,8 @@ class LIF(Layer):
         beta: OneOrEach | None = None,
         tau: OneOrEach | None = None,
         threshold: OneOrEach = 1.0,
+        recurrent: bool = False,
+        self_connections: bool = True,
         learn_beta: bool = False,
         learn_threshold: bool = False,
         surrogate: Surrogate | None = None,
@@ -123,7 +169,7 @@ class LIF(Layer):
         super().__init__(
             in_features,
             out_features,
-            LIFNeuron(surrogate),
+            LIFNeuron(surrogate, recurrent),
             synapse=synapse,
             bias=bias,
             beta=beta,
@@ -131,6 +177,8 @@ class LIF(Layer):
             learn_beta=learn_beta,
             threshold=threshold,
             learn_threshold=learn_threshold,
+            recurrent=recurrent,
+            self_connections=self_connections,
             rule=rule,
             device=device,
             dtype=dtype,

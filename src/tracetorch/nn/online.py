@@ -7,7 +7,9 @@ all have done so are the proposals *committed*. `backward` likewise adds to `.gr
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -16,7 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from .streaming import Call, Streaming, forked_random_numbers, full_precision
+from ..functional.bank import Bank
+from ..rules import Eligibility, InputTrace, MeanField, Rule, Truncated
+from ..rules.base import ModelDecays, Wanted
+from .streaming import Call, Handed, Streaming, forked_random_numbers, full_precision
 
 _learning: ContextVar[bool] = ContextVar("tracetorch_learning", default=True)
 
@@ -74,8 +79,8 @@ class Proposal(NamedTuple):
 class PartBackward(NamedTuple):
     """What a part's backward returns."""
 
-    ls_below: Tensor | None  # (K, B, ...) dL/dx, where asked for
-    below: Any  # the adjoint beyond the window, for the part below
+    ls_below: list[Tensor | None]  # (K, B, ...) dL/dx of each tape, where asked for; None for 0
+    below: Tensor | None  # (B, G, ...) the adjoint of the time before the tapes, for the part below
     updates: list[tuple[nn.Parameter, Tensor]]  # what is to be added to .grad
 
 
@@ -89,11 +94,15 @@ class Rescaling(NamedTuple):
 class Part(Protocol):
     """What a model is made of: a layer, a model, or the adapter of a stateless module."""
 
-    def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]: ...
+    def _hand_nodes(self, above: Handed | None, decays: Callable[[], ModelDecays] | None) -> Handed | None: ...
+
+    def _uses_adjoint(self) -> bool: ...
+
+    def _propose(self, x: Tensor, call: Call) -> tuple[Tensor, list[Proposal]]: ...
 
     def _commit(self, step: Any, call: Call) -> None: ...
 
-    def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward: ...
+    def _backward(self, ls: list[Tensor | None], above: Tensor | None, wanted: Wanted, call: Call) -> PartBackward: ...
 
     def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]: ...
 
@@ -103,6 +112,27 @@ class Online(Streaming):
 
     check_finite: bool = True
     """Whether inputs and learning signals are checked for NaN and infinity; costs a synchronisation on CUDA."""
+
+    state_limit: int = 2**30
+    """Bytes: when a stream begins, a warning names every layer that will keep more than this between calls."""
+
+    _horizon: int | None = None
+
+    @property
+    def horizon(self) -> int | None:
+        """Steps, H: how far back credit is exact at least, wherever the borders of windows fall.
+
+        After every window of K steps the reverse pass runs over the latest H steps or a few more (whole windows), for
+        (H + K) / (2 K) times the work of a plain window, and the rule carries what is older. H = T is BPTT in windows
+        of any length. None, the default: the window alone. What it keeps is counted by `tape_bytes`.
+        """
+        return self._horizon
+
+    @horizon.setter
+    def horizon(self, steps: int | None) -> None:
+        if steps is not None:
+            _checks.at_least_one(type(self).__name__, "horizon", steps)
+        self._horizon = steps
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
@@ -136,10 +166,15 @@ class Online(Streaming):
     @torch.no_grad()
     def _call(self, x: Tensor, window: bool) -> Tensor:
         call, folded = self._fold_input(x, window)
+        if call.learning:
+            self._place_nodes()
+            self._check_size(folded.shape[1])
+            if self._horizon is not None and self._parts_agree():
+                call.horizon = self._horizon
         if call.learning and folded.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             folded = folded.clone()  # the tape's own: what the user does with x afterwards is not our affair
         with full_precision(folded):
-            y, proposals = self._propose(folded, call.learning)
+            y, proposals = self._propose(folded, call)
         for proposal in proposals:
             proposal.commit(call)
         y = call.unfold(y)
@@ -149,6 +184,25 @@ class Online(Streaming):
             return y
         self._latest = call
         return y.clone()  # the same for y
+
+    def _parts_agree(self) -> bool:
+        """Whether all parts keep tapes of the same calls: not where one was run or replaced by itself."""
+        kept = {tuple(id(segment.call) for segment in part._segments) for part in self._parts()}
+        return len(kept) == 1
+
+    def _check_size(self, lanes: int) -> None:
+        """Warn where a stream begins that will keep more bytes than the limit."""
+        for name, layer in self._layers().items():
+            if layer._state is not None and layer._state.traces is not None:
+                continue
+            size = layer._state_bytes_per_lane() * lanes
+            if size > self.state_limit:
+                warnings.warn(
+                    f"{type(self).__name__}: layer {name or 0} ({layer!r}) will keep {size:,} bytes between calls for "
+                    f"{lanes} lanes, more than the limit of {self.state_limit:,}. Give it rule=MeanField() or "
+                    f"InputTrace(), fewer lanes, a shorter window with a horizon; or set state_limit (bytes).",
+                    stacklevel=4,
+                )
 
     def _learns_now(self) -> bool:
         return self.training and _learning.get() and not torch.is_inference_mode_enabled()
@@ -248,22 +302,29 @@ class Online(Streaming):
         _checks.same_device(where, "ls", ls, self._a_weight())
         if self.check_finite:
             _checks.finite(where, "ls", ls)
+        windows = len(next(iter(self._parts()))._segments)
+        signals = [*[None] * (windows - 1), call.fold(ls)]
         with full_precision(ls):
-            result = self._backward(call.fold(ls), None, input_signal, call)
+            result = self._backward(signals, None, Wanted(input_signal, False), call)
         for parameter, gradient in result.updates:
             if parameter.grad is None:
                 parameter.grad = gradient.contiguous()
             else:
                 parameter.grad.add_(gradient)
-        return None if result.ls_below is None or not input_signal else call.unfold(result.ls_below).contiguous()
+        if not input_signal:
+            return None
+        below = result.ls_below[-1]
+        assert below is not None
+        return call.unfold(below).contiguous()
 
     # -- before training -------------------------------------------------------------------------------------------
 
     def tape_bytes(self, lanes: int = 1, window: int = 1) -> int:
         """The bytes that the latest call keeps for its backward until the next call, besides `state_bytes`.
 
-        Linear in lanes and steps. Found by running a copy of the model for two short windows. The state of torch's
-        random numbers, which a Dropout keeps (some 5 kB, whatever the lanes and steps), is not counted.
+        Linear in lanes and steps. With a horizon H, the latest windows that cover it are kept. Found by running a copy
+        of the model for two short windows. The state of torch's random numbers, which a Dropout keeps (some 5 kB,
+        whatever the lanes and steps), is not counted.
 
         Args:
             lanes: B.
@@ -282,19 +343,70 @@ class Online(Streaming):
                 f"is unknown. Ask the part of the model after it, model[1:], and add the bytes of the module's input."
             )
         weight = self._a_weight()
+        windows = 1 if self._horizon is None else max(1, math.ceil(self._horizon / window))
         with forked_random_numbers(weight), probe_of(self) as probe:
             one, two = (
                 probe._window_tape_bytes(torch.zeros(k, 1, *features, dtype=weight.dtype, device=weight.device))
                 for k in (1, 2)
             )
-        return lanes * (one + (window - 1) * (two - one))
+        return windows * lanes * (one + (window - 1) * (two - one))
 
     def _window_tape_bytes(self, x: Tensor) -> int:
+        self.horizon = None
         self.reset()
         self.window(x)
         tensors = [tensor for part in self._parts() for tensor in part._tape_tensors()]
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
         return sum(storages.values())
+
+    def break_even(self, rules: Sequence[Rule] | None = None, *, window: int = 1) -> dict[str, int]:
+        """From which sequence length T on each rule keeps fewer bytes than backpropagation through time.
+
+        BPTT keeps the tapes of all T steps; a rule keeps its traces, and the tape of one window.
+
+        Args:
+            rules: to compare, each for the whole model; by default Truncated, InputTrace, MeanField and Eligibility.
+            window: K, the steps per window.
+
+        Returns:
+            T in steps, by the rule's text, such as `{"InputTrace()": 3}`. A rule that cannot serve the model is left
+            out.
+
+        Raises:
+            ValueError: window below 1; a model whose input size is unknown, since a stateless module is first.
+        """
+        found = {}
+        with probe_of(self) as probe:
+            probe.horizon = None
+            tape = probe.tape_bytes(1, window)
+            rest, per_step = (probe.tape_bytes(1, 1), probe.tape_bytes(1, 2) - probe.tape_bytes(1, 1))
+            for rule in rules or (Truncated(), InputTrace(), MeanField(), Eligibility()):
+                try:
+                    for layer in probe._layers().values():
+                        layer.rule = rule
+                    kept = probe.state_bytes(1) + tape
+                except ValueError:
+                    continue
+                membranes = sum(t.nbytes for layer in probe._layers().values() for t in layer._rest(1))
+                found[repr(rule)] = max(1, 1 + (kept - membranes - rest + per_step) // per_step)
+        return found
+
+    def banks(self) -> dict[str, Bank]:
+        """The bank of each layer whose rule has one, by name: its `nodes`, coefficients and `error()`.
+
+        As a stream that begins now would have it, or as the running stream has it.
+
+        >>> from tracetorch import LI, LIF, Eligibility, Sequential
+        >>> model = Sequential(LIF(4, 8, beta=0.8), LIF(8, 8, beta=0.9), LI(8, 2, beta=0.95), rule=Eligibility())
+        >>> {name: len(bank.nodes) for name, bank in model.banks().items()}
+        {'0': 3, '1': 3, '2': 1}
+        """
+        self._place_nodes()
+        return {
+            name: layer.bank(*layer._nodes)
+            for name, layer in self._layers().items()
+            if layer.rule.hands_adjoint and layer._nodes is not None
+        }
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
@@ -324,13 +436,17 @@ class Online(Streaming):
 
     # -- what subclasses write -------------------------------------------------------------------------------------
 
-    def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]:
+    def _propose(self, x: Tensor, call: Call) -> tuple[Tensor, list[Proposal]]:
+        raise NotImplementedError
+
+    def _uses_adjoint(self) -> bool:
+        """Whether any layer of it makes something of an adjoint from above."""
         raise NotImplementedError
 
     def _commit(self, step: Any, call: Call) -> None:
         raise NotImplementedError
 
-    def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward:
+    def _backward(self, ls: list[Tensor | None], above: Tensor | None, wanted: Wanted, call: Call) -> PartBackward:
         raise NotImplementedError
 
     def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]:

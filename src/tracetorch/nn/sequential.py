@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, Self, cast
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ..rules import InputTrace, Rule
-from .layer import Layer, check_rule
-from .online import Online, Part, PartBackward, Proposal, Rescaling
-from .stateless import Stateless
-from .streaming import Call, TapeKeeper, stale
+from ..rules import Rule
+from ..rules.base import ModelDecays, Wanted
+from .container import Container, named
+from .online import Online, PartBackward, Proposal, Rescaling
+from .streaming import Call, Handed
 
 
-class Sequential(Online, nn.Sequential):
+class Sequential(Container):
     """Layers, models and stateless `torch.nn` modules, one after the other, learning online.
 
     Stateless modules (activation functions, LayerNorm, Dropout, a plain Linear and the like) see (K*B, ...) rows;
@@ -25,6 +23,8 @@ class Sequential(Online, nn.Sequential):
     Args:
         modules: the modules, or one OrderedDict of them.
         rule: the learning rule of every layer that has none of its own. InputTrace() by default.
+        horizon: H, how many steps back credit is exact at least, wherever the borders of windows fall; by default the
+            window alone (see `horizon`).
 
     Raises:
         TypeError: batch normalisation with statistics of the batch, a recurrent torch module, one that works in place.
@@ -39,230 +39,54 @@ class Sequential(Online, nn.Sequential):
     torch.Size([3, 4])
     """
 
-    def __init__(self, *modules: nn.Module | OrderedDict[str, nn.Module], rule: Rule | None = None) -> None:
-        super().__init__()
-        self._adapters: dict[str, Stateless] = {}
-        only = modules[0] if len(modules) == 1 else None
-        for name, module in only.items() if isinstance(only, dict) else enumerate(modules):
-            super().add_module(str(name), module)  # type: ignore[arg-type]
-        if rule is not None:
-            check_rule("Sequential", rule)
-        self._own_rule = rule
-        self._model_rule: Rule | None = None
-        self._run: tuple[Call, list[nn.Module]] | None = None  # the latest call, and the modules that it ran
-        self._check()
-        self._share_rule(self)
+    def __init__(
+        self,
+        *modules: nn.Module | OrderedDict[str, nn.Module],
+        rule: Rule | None = None,
+        horizon: int | None = None,
+    ) -> None:
+        super().__init__(*modules, rule=rule, horizon=horizon)
 
-    # -- the rule --------------------------------------------------------------------------------------------------
+    def _hand_nodes(self, above: Handed | None, decays: Callable[[], ModelDecays] | None) -> Handed | None:
+        for name, part in reversed(self._named_parts()):
+            with named(self, name):
+                above = part._hand_nodes(above, decays)
+        return above
 
-    @property
-    def rule(self) -> Rule:
-        """The learning rule of the layers that have none of their own. Setting it drops their traces."""
-        return self._given_rule or InputTrace()
-
-    @rule.setter
-    def rule(self, rule: Rule) -> None:
-        check_rule("Sequential", rule)
-        before, self._own_rule = self._own_rule, rule
-        try:
-            self._check()
-        except Exception:
-            self._own_rule = before
-            raise
-        self._share_rule(self)
-
-    @property
-    def _given_rule(self) -> Rule | None:
-        """The rule that this model, or the one that it stands in, was given."""
-        return self._own_rule or self._model_rule
-
-    def _check(self) -> None:
-        """Raise where the modules cannot make up a model, or the rule cannot serve a layer."""
-        layers = self._layers()
-        if not layers:
-            raise ValueError(
-                "Sequential: expected at least one layer of tracetorch, got none. "
-                "Use torch.nn.Sequential for a model without state."
-            )
-        if len(set(map(id, layers.values()))) < len(layers):
-            raise ValueError(
-                "Sequential: expected each layer once, got one that stands in several places, sharing its state. "
-                "Make a layer for each place."
-            )
-        for name, part in self._named_parts():
-            if isinstance(part, Stateless):
-                part.check(f"Sequential, module {name}")
-        self._check_rule(self._model_rule)
-
-    def _check_rule(self, rule: Rule | None) -> None:
-        rule = self._own_rule or rule
-        for name, child in self._modules.items():
-            with _named(name):
-                if isinstance(child, Sequential):
-                    child._check_rule(rule)
-                elif isinstance(child, Layer) and child._own_rule is None and rule is not None:
-                    rule.check(child)
-
-    def _share_rule(self, children: Iterable[nn.Module]) -> None:
-        """Give the children the rule; without one they keep what they have from the model that they come from."""
-        rule = self._given_rule
-        for child in children:
-            if isinstance(child, Layer | Sequential) and rule is not None:
-                child._inherit(rule)
-
-    def _inherit(self, rule: Rule) -> None:
-        self._model_rule = rule
-        self._share_rule(self)
-
-    # -- the modules -----------------------------------------------------------------------------------------------
-
-    def __getitem__(self, index: slice | int) -> Any:
-        """A module, or for a slice a model of the same modules with the same rule and mode."""
-        if not isinstance(index, slice):
-            return super().__getitem__(index)
-        part = Sequential(OrderedDict(list(self._modules.items())[index]), rule=self._given_rule)
-        part.training, part.check_finite = self.training, self.check_finite
-        return part
-
-    def __setitem__(self, index: int, module: nn.Module) -> None:
-        """Put a module in the place of another."""
-        with self._changing():
-            super().__setitem__(index, module)
-
-    def __delitem__(self, index: slice | int) -> None:
-        """Take out modules."""
-        with self._changing():
-            super().__delitem__(index)
-
-    def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Add a module at the end; `append` is the usual way."""
-        with self._changing():
-            super().add_module(name, module)
-
-    def insert(self, index: int, module: nn.Module) -> Self:
-        """Add a module before another."""
-        with self._changing():
-            super().insert(index, module)
-        return self
-
-    def extend(self, sequential: Iterable[nn.Module]) -> Self:
-        """Add modules at the end: all of them, or where one is refused, none."""
-        with self._changing():
-            for module in sequential:
-                super().add_module(str(len(self)), module)
-        return self
-
-    def __iadd__(self, other: Iterable[nn.Module]) -> Self:
-        """The same as `extend`."""
-        return self.extend(other)
-
-    def __add__(self, other: Iterable[nn.Module]) -> Sequential:
-        """A model of the modules of both, with this one's rule."""
-        return Sequential(*self, *other, rule=self._given_rule)
-
-    def __mul__(self, other: int) -> Self:
-        """Refused: a layer has one state, and can stand in one place only."""
-        raise TypeError("Sequential: expected no repetition of layers, each of which has a state. Make new layers.")
-
-    __imul__ = __mul__
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Within this context modules change; what cannot be a model is undone."""
-        before, adapters = dict(self._modules), dict(self._adapters)
-        try:
-            yield
-            self._check()
-        except Exception:
-            self._modules, self._adapters = before, adapters
-            raise
-        self._adapters = {name: adapter for name, adapter in self._adapters.items() if name in self._modules}
-        old = set(map(id, before.values()))
-        self._share_rule(module for module in self if id(module) not in old)
-        self._end("its modules were changed after the latest")
-
-    def _named_parts(self) -> list[tuple[str, Part]]:
-        """The children as parts: layers and models as they are, other modules through an adapter."""
-        parts: list[tuple[str, Part]] = []
-        for name, module in self._modules.items():
-            if isinstance(module, Online):
-                parts.append((name, module))
-                continue
-            adapter = self._adapters.get(name)
-            if adapter is None or adapter.module is not module:
-                adapter = self._adapters[name] = Stateless(module)
-            parts.append((name, adapter))
-        return parts
-
-    def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]:
+    def _propose(self, x: Tensor, call: Call) -> tuple[Tensor, list[Proposal]]:
         proposals: list[Proposal] = []
         for name, part in self._named_parts():
-            with _named(name):
-                x, more = part._propose(x, learning)
+            with named(self, name):
+                x, more = part._propose(x, call)
             proposals += more
         return x, [*proposals, Proposal(self, list(self))]
 
-    def _commit(self, step: list[nn.Module], call: Call) -> None:
-        self._run = (call, step)
-
-    def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward:
-        if self._run is None or self._run[0] is not call or self._run[1] != list(self):
-            raise stale("Sequential")
-        parts = self._named_parts()
-        # needs[i]: whether anything below part i asks for a learning signal
-        modules = list(self._modules.values())
-        trains = [any(p.requires_grad for p in module.parameters()) for module in modules]
-        needs = [signal or any(trains[:i]) for i in range(len(parts))]
+    def _backward(self, ls: list[Tensor | None], above: Tensor | None, wanted: Wanted, call: Call) -> PartBackward:
+        parts = self._modules_as_run(call)
+        # what the parts below each one ask for
+        trains = [any(p.requires_grad for p in module.parameters()) for module in self._modules.values()]
+        uses = [part._uses_adjoint() and train for (_, part), train in zip(parts, trains, strict=True)]
         updates: list[tuple[nn.Parameter, Tensor]] = []
-        below: Tensor | None = ls
-        for (name, part), need in reversed(list(zip(parts, needs, strict=True))):
-            if below is None:
-                break
-            with _named(name):
-                below, above, more = part._backward(below, above, need, call)
+        for i in range(len(parts) - 1, -1, -1):
+            name, part = parts[i]
+            below = Wanted(wanted.signal or any(trains[:i]), wanted.adjoint or any(uses[:i]))
+            with named(self, name):
+                ls, above, more = part._backward(ls, above, below, call)
             updates += more
-        return PartBackward(below, above, updates)
+            if not any(below):
+                break
+        return PartBackward(ls, above, updates)
 
     def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]:
         rescalings: list[Rescaling] = []
         for name, part in self._named_parts():
-            with _named(name):
+            with named(self, name):
                 x, more = part._calibrate(x)
             rescalings += more
         return x, rescalings
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles hold no latest call."""
-        return super().__getstate__() | {"_run": None}
 
     def _feature_shape(self) -> tuple[int, ...] | None:
         first = next(iter(self._modules.values()))
         if type(first) is nn.Linear:
             return (first.in_features,)
         return first._feature_shape() if isinstance(first, Online) else None
-
-    def _layers(self) -> dict[str, Layer]:
-        return {
-            f"{name}.{inner}".rstrip("."): layer
-            for name, module in self._modules.items()
-            if isinstance(module, Online)
-            for inner, layer in cast(dict[str, Layer], module._layers()).items()
-        }
-
-    def _parts(self) -> list[TapeKeeper]:
-        return [
-            keeper
-            for _, part in self._named_parts()
-            for keeper in ([part] if isinstance(part, Stateless) else cast(Online, part)._parts())
-        ]
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Say in an error in which module it arose."""
-    try:
-        yield
-    except (ValueError, TypeError, RuntimeError) as error:
-        if type(error) not in (ValueError, TypeError, RuntimeError):
-            raise
-        raise type(error)(f"Sequential, module {name}: {error}") from error

@@ -54,9 +54,13 @@ class SoftmaxNeuron(LINeuron):
         classes = probs.shape[-1]
         return F.one_hot(index.squeeze(-1).clamp_(max=classes - 1), classes).to(probs.dtype)
 
-    def reverse(self, tape: Tape, ls: Tensor) -> Reverse:
+    def reverse(self, tape: Tape, ls: Tensor | None, ahead: MembraneState | None = None) -> Reverse:
         """The window backwards, with ls = dL/dpi: straight through the sample, then through the softmax."""
-        return super().reverse(tape, rate.softmax_signal(ls, tape.record.probs))
+        return super().reverse(tape, None if ls is None else rate.softmax_signal(ls, tape.record.probs), ahead)
+
+    def slope(self, tape: Tape) -> None:  # noqa: ARG002
+        """None: each probability depends on all membranes."""
+        return
 
     def output(self, tape: Tape) -> Tensor:
         """The probabilities, of which the output is a sample."""
@@ -131,6 +135,8 @@ class Softmax(Layer):
             learn_beta=learn_beta,
             threshold=None,
             learn_threshold=False,
+            recurrent=False,
+            self_connections=True,
             rule=rule,
             device=device,
             dtype=dtype,
@@ -161,6 +167,10 @@ class Softmax(Layer):
 
     def _forget(self) -> None:
         super()._forget()
+        self._probs = None
+
+    def _reset_lanes(self, mask: Tensor) -> None:
+        super()._reset_lanes(mask)
         self._probs = None
 
     def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]:

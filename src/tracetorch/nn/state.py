@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -15,16 +14,6 @@ class LayerState(NamedTuple):
 
     neuron: Any  # a NamedTuple of (B, m) tensors, such as MembraneState(mem)
     traces: Any  # the rule's traces *before* the tape's window; None where nothing is being learned
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], state: Any) -> Any:
-    """Apply `function` to every tensor of a nested NamedTuple."""
-    if state is None:
-        return None
-    if isinstance(state, Tensor):
-        return function(state)
-    mapped = [map_tensors(function, value) for value in state]
-    return type(state)(*mapped) if hasattr(state, "_fields") else tuple(mapped)
 
 
 def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -51,11 +40,6 @@ def unflatten(template: Any, tensors: dict[str, Tensor], prefix: str = "") -> An
             for field, value in template._asdict().items()
         )
     )
-
-
-def masked(state: Any, mask: Tensor) -> Any:
-    """The state with the lanes of a (B,) mask set to zero, which is how all state starts."""
-    return map_tensors(lambda tensor: tensor.masked_fill(mask.view(-1, *[1] * (tensor.ndim - 1)), 0), state)
 
 
 def restored(where: str, template: LayerState, tensors: dict[str, Tensor]) -> LayerState:

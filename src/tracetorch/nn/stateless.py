@@ -6,15 +6,16 @@ input that was kept, under autograd, and the graph is freed at once. This is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..rules.base import ModelDecays, Segment, Wanted
 from .online import PartBackward, Proposal, Rescaling
-from .streaming import Call, Streaming, forked_random_numbers, stale
+from .streaming import Call, Handed, Streaming, forked_random_numbers, stale
 
 _DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 
@@ -32,8 +33,7 @@ class Stateless:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._step: StatelessStep | None = None
-        self._call: Call | None = None
+        self._segments: tuple[Segment, ...] = ()  # of StatelessStep
 
     def _may_draw(self) -> bool:
         """Whether it may draw random numbers. Of torch's own modules it is known which ones do, of others it is not."""
@@ -88,32 +88,67 @@ class Stateless:
             )
         return y.reshape(*x.shape[:2], *y.shape[1:])
 
-    def _propose(self, x: Tensor, learning: bool) -> tuple[Tensor, list[Proposal]]:
+    def _hand_nodes(self, above: Handed | None, decays: Callable[[], ModelDecays] | None) -> Handed | None:  # noqa: ARG002
+        return above
+
+    def _uses_adjoint(self) -> bool:
+        return False
+
+    def _propose(self, x: Tensor, call: Call) -> tuple[Tensor, list[Proposal]]:
         self.check(type(self.module).__name__)
-        step = None
-        if learning:
+        segments: tuple[Segment, ...] = ()
+        if call.learning:
             step = StatelessStep(x, self._modes(), _random_state(x) if self._may_draw() else None)
-        return self._run(x), [Proposal(self, step)]
+            _, staying = call.leaving(self._segments, len(x))
+            segments = (*staying, Segment(step, len(x), call))
+        return self._run(x), [Proposal(self, segments)]
 
-    def _commit(self, step: StatelessStep | None, call: Call) -> None:
-        self._step, self._call = step, call
+    def _commit(self, step: tuple[Segment, ...], call: Call) -> None:  # noqa: ARG002
+        self._segments = step
 
-    def _backward(self, ls: Tensor, above: Any, signal: bool, call: Call) -> PartBackward:  # noqa: ARG002
-        if self._step is None or self._call is not call or self._step.modes != self._modes():
+    def _backward(self, ls: list[Tensor | None], above: Tensor | None, wanted: Wanted, call: Call) -> PartBackward:
+        latest = self._segments[-1] if self._segments else None
+        if latest is None or latest.call is not call or latest.tape.modes != self._modes():
             raise stale(type(self.module).__name__)
-        x, _, random_state = self._step
         parameters = [p for p in self.module.parameters() if p.requires_grad]
-        if not signal and not parameters:
-            return PartBackward(None, None, [])
-        with torch.enable_grad(), _replayed(x, random_state):
-            leaf = x.detach().requires_grad_(signal)
+        ls_below: list[Tensor | None] = []
+        updates: list[tuple[nn.Parameter, Tensor]] = []
+        for segment, signal in zip(self._segments, ls, strict=True):
+            below: list[Tensor] = []
+            if signal is not None and (wanted.signal or parameters):
+                below, gradients = self._products(segment.tape, [signal], parameters, wanted.signal)
+                updates += zip(parameters, gradients, strict=True)
+            ls_below.append(below[0] if below else None)
+        handed = None
+        if wanted.adjoint and above is not None:
+            handed = self._adjoint_below(self._segments[0].tape, above)
+        return PartBackward(ls_below, handed, updates)
+
+    def _adjoint_below(self, step: StatelessStep, above: Tensor) -> Tensor:
+        """(B, H, ...) -> (B, H, ...): through the mean of the Jacobians of the window next to the border."""
+        steps = len(step.x)
+        signals = [(coefficient / steps).expand(steps, *coefficient.shape) for coefficient in above.unbind(1)]
+        below, _ = self._products(step, signals, [], True)
+        return torch.stack([product.sum(0) for product in below], 1)
+
+    def _products(
+        self, step: StatelessStep, signals: list[Tensor], parameters: list[nn.Parameter], signal: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The vector-Jacobian products of a window for each of the signals, and the last one's for the parameters."""
+        below: list[Tensor] = []
+        gradients: list[Tensor] = []
+        with torch.enable_grad(), _replayed(step.x, step.random_state):
+            leaf = step.x.detach().requires_grad_(signal)
             y = self._run(leaf)
             wanted = [leaf, *parameters] if signal else parameters
-            gradients = list(torch.autograd.grad(y, wanted, ls, allow_unused=True, materialize_grads=True))
-        ls_below = gradients.pop(0) if signal else None
-        # Autograd may hand out one tensor for several parameters, or ls itself.
-        updates = [(p, g.clone()) for p, g in zip(parameters, gradients, strict=True)]
-        return PartBackward(ls_below, None, updates)
+            for vector in signals:
+                products = torch.autograd.grad(
+                    y, wanted, vector, retain_graph=vector is not signals[-1], allow_unused=True, materialize_grads=True
+                )
+                below += products[:1] if signal else ()
+                # Autograd may hand out one tensor for several parameters, or the signal itself.
+                gradients = [g.clone() for g in products[len(products) - len(parameters) :]]
+        return below, gradients
 
     def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]:
         """Torch modules keep the weights they came with; a Dropout is left out, as it is when nothing is learned."""
@@ -127,14 +162,17 @@ class Stateless:
                 module.training = training
 
     def _forget(self) -> None:
-        self._step, self._call = None, None
+        self._segments = ()
+
+    def _reset_lanes(self, mask: Tensor) -> None:
+        """Each step and lane is by itself here: nothing to forget."""
 
     def _tape_tensors(self) -> list[Tensor]:
-        return [] if self._step is None else [self._step.x]
+        return [segment.tape.x for segment in self._segments]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold no latest call."""
-        return self.__dict__ | {"_step": None, "_call": None}
+        return self.__dict__ | {"_segments": ()}
 
 
 def _random_state(x: Tensor) -> tuple[Tensor, ...]:

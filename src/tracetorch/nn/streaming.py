@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .. import _checks
+from ..functional.bank import Bank
 from ..rules import Rule
+from ..rules.base import ModelDecays, Nodes, Segment
 
-STREAM_STATE_VERSION = 1
+STREAM_STATE_VERSION = 2
 
 
 class Call:
@@ -22,7 +24,18 @@ class Call:
         self.window = window
         self.unbatched = unbatched
         self.learning = learning
+        self.horizon = 0  # steps that the reverse pass reaches back, this call's included; 0: this call's alone
         self.y_shape: tuple[int, ...] = ()
+
+    def leaving(self, segments: tuple[Segment, ...], steps: int) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
+        """Which tapes are folded into the traces when `steps` more steps come, and which stay within the horizon."""
+        if not self.learning or steps >= self.horizon:
+            return segments, ()
+        first, kept = len(segments), steps
+        while first > 0 and kept < self.horizon:
+            first -= 1
+            kept += segments[first].steps
+        return segments[:first], segments[first:]
 
     def fold(self, tensor: Tensor) -> Tensor:
         """From the user's shape to (K, B, ...)."""
@@ -45,31 +58,60 @@ def stale(where: str) -> RuntimeError:
     )
 
 
+class Handed(NamedTuple):
+    """What a part says of the adjoint that it will hand down."""
+
+    nodes: Tensor  # (G,) float64, the decays of its exponentials
+    fresh: bool  # whether they were chosen anew, since a stream begins
+    moving: bool  # whether they are a learned beta, which changes while the stream goes on
+
+
+def marked(segments: tuple[Segment, ...], mask: Tensor) -> tuple[Segment, ...]:
+    """The tapes with the lanes of the mask reset after the latest."""
+    *before, last = segments
+    return (*before, last._replace(reset=mask.clone() if last.reset is None else last.reset | mask))
+
+
 class TapeKeeper(Protocol):
-    """A part of a model that keeps something of the latest call."""
+    """A part of a model that keeps something of the latest calls."""
+
+    _segments: tuple[Segment, ...]  # the tapes within the horizon, the latest call's last
 
     def _forget(self) -> None:
-        """Let go of the latest call."""
+        """Let go of the latest calls."""
+
+    def _reset_lanes(self, mask: Tensor) -> None:
+        """The lanes of the mask start anew."""
 
     def _tape_tensors(self) -> list[Tensor]:
-        """What is kept of it."""
+        """What is kept of them."""
 
 
 class StateKeeper(TapeKeeper, Protocol):
     """A layer: a part that keeps something of all calls."""
 
     _state: Any  # a LayerState; None before the first call
+    _grid: Tensor | None  # the nodes of its bank, chosen when a stream begins
+    _nodes: Nodes | None  # those of the latest call
 
-    @property
-    def rule(self) -> Rule:
-        """Its learning rule."""
+    rule: Rule
 
     @property
     def weight(self) -> Tensor:
         """Its synapse's weight."""
 
-    def _masked_state(self, mask: Tensor) -> Any:
-        """The advanced state with the lanes of the mask as at the start."""
+    @property
+    def beta(self) -> Tensor:
+        """Its membrane's decay."""
+
+    def learns(self, name: str) -> bool:
+        """Whether `name` is a parameter."""
+
+    def bank(self, own: Tensor, above: Tensor | None) -> Bank:
+        """The bank of its kernels."""
+
+    def _rest(self, lanes: int) -> Any:
+        """The state of its neuron at the start."""
 
     def _state_tensors(self) -> dict[str, Tensor]:
         """Copies of the advanced state's tensors, by name."""
@@ -105,7 +147,7 @@ class Streaming(nn.Module):
         where = f"{type(self).__name__}.reset"
         layers = self._layers()
         if mask is None:
-            states = dict.fromkeys(layers)
+            self._put(dict.fromkeys(layers), "reset() ended the latest")
         else:
             _checks.is_tensor(where, "mask", mask)
             if mask.dtype != torch.bool:
@@ -119,21 +161,24 @@ class Streaming(nn.Module):
                 )
             _checks.same_shape(where, "mask", mask, (lanes.pop(),), "Give one entry per lane.")
             _checks.same_device(where, "mask", mask, self._a_weight())
-            states = {name: layer._masked_state(mask) for name, layer in layers.items()}
-        self._put(states, "reset() ended the latest")
+            for part in self._parts():
+                part._reset_lanes(mask)
+            self._end("reset() ended the latest")
 
     @torch.no_grad()
     def stream_state(self) -> dict[str, Any]:
         """What the lanes remember, as plain data: membranes and advanced traces, no tape. Not part of `state_dict()`.
 
         Returns:
-            {"version", "lanes", "layers", "tensors"}, which `torch.save` and `torch.load` take.
+            {"version", "lanes", "layers", "nodes", "tensors"}, which `torch.save` and `torch.load` take. What a horizon
+            keeps goes into the traces: the loaded stream reaches no further back than its own steps exactly.
         """
         layers = self._layers()
         return {
             "version": STREAM_STATE_VERSION,
             "lanes": self._lanes(),
             "layers": _described(layers),
+            "nodes": {name: None if layer._grid is None else layer._grid.tolist() for name, layer in layers.items()},
             "tensors": {name: layer._state_tensors() for name, layer in layers.items()},
         }
 
@@ -152,7 +197,7 @@ class Streaming(nn.Module):
                 f"{where}: expected a stream state of version {STREAM_STATE_VERSION}, got {version}. "
                 f"Give what stream_state() of this version of tracetorch returned."
             )
-        missing = {"lanes", "layers", "tensors"} - state.keys()
+        missing = {"lanes", "layers", "nodes", "tensors"} - state.keys()
         if missing:
             raise ValueError(
                 f"{where}: expected a stream state, got a dictionary without {sorted(missing)}. "
@@ -174,10 +219,17 @@ class Streaming(nn.Module):
                 f"{where}: expected a dictionary of tensors for each of the layers {sorted(layers)}, "
                 f"got {tensors!r:.80}. Give what stream_state() returned."
             )
-        states = {
-            name: layer._state_from(f"{where}, module {name or 0}", tensors[name], lanes)
-            for name, layer in layers.items()
-        }
+        nodes = _checked_nodes(where, state["nodes"], layers)
+        before = {name: layer._grid for name, layer in layers.items()}
+        self._place_nodes(nodes)
+        try:
+            states = {
+                name: layer._state_from(f"{where}, module {name or 0}", tensors[name], lanes)
+                for name, layer in layers.items()
+            }
+        except Exception:
+            self._place_nodes(before)
+            raise
         self._put(states, "load_stream_state() ended the latest")
 
     def state_bytes(self, lanes: int | None = None) -> int:
@@ -191,6 +243,7 @@ class Streaming(nn.Module):
         """
         lanes = (self._lanes() or 1) if lanes is None else lanes
         _checks.at_least_one(f"{type(self).__name__}.state_bytes", "lanes", lanes)
+        self._place_nodes()
         return sum(layer._state_bytes_per_lane() for layer in self._layers().values()) * lanes
 
     def _put(self, states: dict[str, Any], ended: str) -> None:
@@ -217,6 +270,30 @@ class Streaming(nn.Module):
         """How many lanes there are; None before the first call."""
         return next((layer._state.neuron[0].shape[0] for layer in self._layers().values() if layer._state), None)
 
+    def _place_nodes(self, grids: Mapping[str, Tensor | None] | None = None) -> None:
+        """Have every layer know the exponentials in which it writes adjoints, from the top down.
+
+        Args:
+            grids: nodes by layer's name that take the place of those chosen for layers where a stream begins.
+        """
+        self._hand_nodes(None, self._model_decays)
+        if grids is not None:
+            for name, layer in self._layers().items():
+                layer._grid = grids[name]
+            self._hand_nodes(None, None)
+
+    def _model_decays(self) -> ModelDecays:
+        """The membrane decays of all layers."""
+        inside, constant, others = [], [], False
+        for layer in self._layers().values():
+            decays = layer.beta.double().reshape(-1).tolist()
+            inside += [decay for decay in decays if 0 < decay < 1]
+            if len(decays) > 1 or layer.learns("beta"):
+                others = True
+            elif decays[0] not in constant:
+                constant += decays
+        return ModelDecays(inside, constant, others)
+
     # -- what subclasses write -------------------------------------------------------------------------------------
 
     def _layers(self) -> Mapping[str, StateKeeper]:
@@ -224,8 +301,38 @@ class Streaming(nn.Module):
         raise NotImplementedError
 
     def _parts(self) -> list[TapeKeeper]:
-        """Everything that keeps something of the latest call."""
+        """Everything that keeps something of the latest calls."""
         raise NotImplementedError
+
+    def _hand_nodes(self, above: Handed | None, decays: Callable[[], ModelDecays] | None) -> Handed | None:
+        """Take the nodes of the adjoint from above, choose the own, and say which are handed down.
+
+        Where a stream begins, a bank is chosen for the decays of the model; without them the bank stays as it is.
+        """
+        raise NotImplementedError
+
+
+def _checked_nodes(where: str, nodes: Any, layers: Mapping[str, StateKeeper]) -> dict[str, Tensor | None]:
+    """The nodes of a saved state as tensors.
+
+    Raises:
+        ValueError: they are no lists of decays, one for each layer.
+    """
+    try:
+        grids = {
+            name: None if nodes[name] is None else layer.weight.new_tensor(nodes[name], dtype=torch.float64)
+            for name, layer in layers.items()
+        }
+        good = all(
+            grid is None or (grid.ndim == 1 and bool(((grid >= 0) & (grid <= 1)).all())) for grid in grids.values()
+        )
+    except (TypeError, KeyError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(
+            f"{where}: expected the nodes of each layer's bank, got {nodes!r:.80}. Give what stream_state() returned."
+        )
+    return grids
 
 
 def _described(layers: Mapping[str, StateKeeper]) -> dict[str, str]:

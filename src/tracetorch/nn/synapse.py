@@ -21,7 +21,7 @@ class SynapseOperations(NamedTuple):
     features: Callable[[Any], tuple[int, int]]  # module -> (n, m)
     current: Callable[[Any, Tensor], Tensor]  # module, x (..., n) -> W x + b (..., m)
     weight_gradient: Callable[[Tensor, Tensor], Tensor]  # x (..., n), g (..., m) -> dL/dW, summed over the leading
-    transpose: Callable[[Any, Tensor], Tensor]  # module, g (..., m) -> W^T g (..., n)
+    transpose: Callable[[Any, Tensor, Tensor], Tensor]  # module, W or another, g (..., m) -> W^T g (..., n)
 
 
 _OPERATIONS: dict[type[nn.Module], SynapseOperations] = {
@@ -29,7 +29,7 @@ _OPERATIONS: dict[type[nn.Module], SynapseOperations] = {
         features=lambda module: (module.in_features, module.out_features),
         current=lambda module, x: F.linear(x, module.weight, module.bias),
         weight_gradient=lambda x, g: g.flatten(0, -2).t() @ x.flatten(0, -2),
-        transpose=lambda module, g: g @ module.weight,
+        transpose=lambda module, weight, g: g @ weight,  # noqa: ARG005
     )
 }
 

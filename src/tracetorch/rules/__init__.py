@@ -1,8 +1,10 @@
 """Learning rules: one per file, one contract (`rules.base`)."""
 
 from .base import Rule
+from .eligibility import Eligibility
 from .input_trace import InputTrace
+from .mean_field import MeanField
 from .mean_rate import MeanRate
 from .truncated import Truncated
 
-__all__ = ["InputTrace", "MeanRate", "Rule", "Truncated"]
+__all__ = ["Eligibility", "InputTrace", "MeanField", "MeanRate", "Rule", "Truncated"]

@@ -2,19 +2,30 @@
 
 A layer runs its synapse and its neuron over a window and keeps a `Tape` of it. A rule keeps *traces* of all earlier
 windows and turns a learning signal into gradients. Most rules are their `carry` alone: what is done with the gradient
-that is left over at the window's start. Rules see the small protocols of this file, never a module.
+that is left over at the border, where the tapes begin. Rules see the small protocols of this file, never a module.
+
+The *adjoint* of a layer is dL/dp of its steps before the border, a function of the lag k = 0, 1, ... (k = 0 is the last
+step before it). Rules that hand one down write it as `sum_g c_g q_g^k` (see `functional.bank`): the coefficients
+(B, G, m) with the decays q_g, the *nodes*.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from ..functional import rate
+from ..functional.bank import Bank
 
 Gradients = dict[str, Tensor]
-"""Gradients of a layer's constrained parameters: "weight", "bias", "beta", "threshold", "decay" where present."""
+"""Gradients of a layer's constrained parameters, by `NAMES`, where present."""
+
+NAMES = ("weight", "recurrent", "bias", "beta", "threshold", "decay")
 
 Traces = tuple[Any, ...]
 """What a rule keeps between windows: a NamedTuple of tensors whose first dimension is the lane (None if unused)."""
@@ -26,15 +37,45 @@ class Values(NamedTuple):
     beta: Tensor  # () or (m,)
     threshold: Tensor | None  # () or (m,)
     decay: Tensor | None  # () or (n,): the rule's own trace decay, where it has one
+    recurrent: Tensor | None = None  # (m, m): U, as it is now
+
+
+class Nodes(NamedTuple):
+    """The decays of the exponentials in which adjoints are written."""
+
+    own: Tensor  # (G,) float64: this layer's adjoint, and its bank of traces
+    above: Tensor | None  # (H,) float64: the adjoint that is handed down to this layer; None where nothing is
+
+
+class ModelDecays(NamedTuple):
+    """The membrane decays of all layers of a model."""
+
+    inside: list[float]  # all of them that lie strictly between 0 and 1
+    constant: list[float]  # those of layers with one beta that is not learned, each once
+    others: bool  # whether there are layers with a beta per neuron, or a learned one
 
 
 class Tape(NamedTuple):
-    """What a layer keeps of its latest window."""
+    """What a layer keeps of a window."""
 
     x: Tensor  # (K, B, n) input
     record: Any  # the neuron's own: what its reverse scan needs of the steps
     start: Any  # the neuron's state that the window began with
     values: Values
+    nodes: Nodes
+
+
+class Segment(NamedTuple):
+    """A tape, and which lanes were reset after its window."""
+
+    tape: Any  # a layer's Tape, or what another part of a model keeps of a window
+    steps: int
+    call: Any = None  # the forward call that ran it
+    reset: Tensor | None = None  # (B,) bool
+
+    def forget(self, state: Any) -> Any:
+        """The state after the reset."""
+        return state if self.reset is None else masked(state, self.reset)
 
 
 class MembraneState(NamedTuple):
@@ -47,7 +88,7 @@ class Reverse(NamedTuple):
     """A reverse scan of a window."""
 
     g: Tensor  # (K, B, m) dL/dI
-    leftover: MembraneState  # dL/dstate at the window's start, in the fields of the state
+    leftover: Any  # dL/dstate at the window's start, in the fields of the state; the first is `mem`
     beta: Tensor  # (B, m), summed over the window
     threshold: Tensor | None  # (B, m), likewise
 
@@ -59,14 +100,26 @@ class Neuron(Protocol):
     def name(self) -> str:
         """What messages call it."""
 
-    def reverse(self, tape: Tape, ls: Tensor) -> Reverse:
-        """The reverse scan of the tape's window for `ls` (K, B, m)."""
+    def reverse(self, tape: Tape, ls: Tensor | None, ahead: Any = None) -> Reverse:
+        """The reverse scan of the tape's window for `ls` (K, B, m), None for 0.
+
+        `ahead` is the leftover of the window after it; None for 0.
+        """
 
     def drive(self, tape: Tape, name: str) -> Tensor:
         """What each step adds, (K, B, m), to the trace of dv/dp for the neuron's own parameter p = `name`."""
 
     def output(self, tape: Tape) -> Tensor:
         """The window's output (K, B, m) that a measured average is taken of."""
+
+    def slope(self, tape: Tape) -> Tensor | None:
+        """Psi of each step (K, B, m): the slope of the output by the membrane; None where neurons share an output."""
+
+    def probe(self, tape: Tape, probe: Tensor) -> Reverse:
+        """The reverse scan for the signals `probe` (K, H), each the same for all neurons, recurrent weights left out.
+
+        All results have H before B: g (K, H, B, m), leftover.mem, beta and threshold (H, B, m).
+        """
 
     def rate(self, name: str) -> rate.RateEstimate:
         """The closed-form estimate of the average output, of the family `name` where the neuron has several."""
@@ -103,31 +156,97 @@ class LayerLike(Protocol):
         """dL/dW for inputs (..., n) and dL/dI (..., m), summed over all leading dimensions."""
 
     def transpose(self, g: Tensor) -> Tensor:
-        """dL/dx for dL/dI: (..., m) -> (..., n)."""
+        """dL/dx for dL/dI: (..., m) -> (..., n); through a fixed random matrix where the rule's feedback is that."""
 
     def zeros(self, *shape: int) -> Tensor:
         """Zeros with the layer's dtype and device."""
+
+    def bank(self, own: Tensor, above: Tensor | None) -> Bank:
+        """The bank of the layer's kernels, as its beta is now, in the nodes `own`, for signals in the nodes `above`."""
+
+
+class Wanted(NamedTuple):
+    """What is wanted below a layer."""
+
+    signal: bool  # dL/dx of the tapes' steps
+    adjoint: bool  # the adjoint of the time before
+
+
+class Border(NamedTuple):
+    """What a reverse pass leaves at the border, where the tapes begin."""
+
+    g: Tensor  # (B, m) dL/dI of the first step after it
+    leftover: Any  # dL/dstate, in the fields of the neuron's state
+    above: Tensor | None  # (B, H, m) dL/dy of the time before, in the nodes `above`; None where nothing is handed down
+    nodes: Nodes
 
 
 class Backward(NamedTuple):
     """What a rule returns."""
 
     gradients: Gradients
-    ls_below: Tensor | None  # (K, B, n) the learning signal for the layer below, where asked for
-    below: Any  # the adjoint beyond the window for the layer below; None: nothing is handed down
+    ls_below: list[Tensor | None]  # (K, B, n) for each tape: the learning signal for the layer below, where wanted
+    below: Tensor | None  # (B, G, n) the adjoint of the time before, in the nodes `own`; None: nothing is handed down
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Rule:
-    """Base of all rules. Subclasses are frozen dataclasses of hyper-parameters."""
+    """Base of all rules. Subclasses are frozen dataclasses of hyper-parameters.
+
+    Args:
+        feedback: "symmetric" hands signals down through the layer's weights; "random" through a fixed random matrix
+            of the weights' shape and scale, drawn when the rule is set and kept in `state_dict()` (feedback alignment,
+            Lillicrap et al. 2016, doi:10.1038/ncomms13276). Recurrent weights are not replaced.
+    """
+
+    feedback: Literal["symmetric", "random"] = "symmetric"
+
+    def __post_init__(self) -> None:
+        if self.feedback not in ("symmetric", "random"):
+            raise ValueError(
+                f"{type(self).__name__}: expected feedback to be 'symmetric' or 'random', got {self.feedback!r}."
+            )
+
+    def __repr__(self) -> str:
+        """The rule with what differs from its defaults."""
+        given = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    @property
+    def uses_adjoint(self) -> bool:
+        """Whether the rule makes something of the adjoint that is handed down to it."""
+        return False
+
+    @property
+    def hands_adjoint(self) -> bool:
+        """Whether the rule hands an adjoint down."""
+        return False
 
     def check(self, layer: LayerLike) -> None:
         """Raise where this rule cannot serve `layer`."""
+
+    def grid(self, layer: LayerLike, above: Tensor | None, decays: ModelDecays) -> Tensor | None:  # noqa: ARG002
+        """The nodes of the layer's own adjoint, (G,) float64, chosen when a stream begins.
+
+        Args:
+            layer: the layer.
+            above: (H,) the nodes of the adjoint that is handed down to the layer; None where nothing is.
+            decays: of all layers of the model.
+
+        Returns:
+            None where the layer's one beta, as it is at each window, is the only node.
+        """
+        return None
 
     def decay_start(self, layer: LayerLike) -> tuple[Tensor, bool] | None:  # noqa: ARG002
         """The rule's own trace decay, () or (n,), and whether it is learned; None for a rule without one."""
         return None
 
-    def start(self, layer: LayerLike, lanes: int) -> Traces:  # noqa: ARG002
+    def start(self, layer: LayerLike, lanes: int, nodes: Nodes) -> Traces:  # noqa: ARG002
         """The traces of lanes that have seen nothing."""
         return ()
 
@@ -139,44 +258,100 @@ class Rule:
         self,
         layer: LayerLike,  # noqa: ARG002
         traces: Traces,  # noqa: ARG002
-        leftover: MembraneState,  # noqa: ARG002
-        above: Any,  # noqa: ARG002
-    ) -> tuple[Gradients, Any]:
-        """What the time before the window adds to the gradients, and what is handed to the layer below.
+        border: Border,  # noqa: ARG002
+        wanted: bool,  # noqa: ARG002
+    ) -> tuple[Gradients, Tensor | None]:
+        """What the time before the border adds to the gradients, and the adjoint that is handed to the layer below.
 
         Args:
             layer: the layer.
-            traces: the traces at the window's start.
-            leftover: dL/dstate at the window's start.
-            above: the sum of what the layers above handed down; None where they handed nothing.
+            traces: at the border.
+            border: what the reverse pass left there.
+            wanted: whether the layer below makes something of an adjoint.
         """
         return {}, None
 
-    def backward(self, layer: LayerLike, tape: Tape, traces: Traces, ls: Tensor, above: Any, signal: bool) -> Backward:
-        """The gradients for the learning signal `ls` (K, B, m) = dL/dy of the tape's window.
+    def backward(
+        self,
+        layer: LayerLike,
+        segments: Sequence[Segment],
+        traces: Traces,
+        ls: Sequence[Tensor | None],
+        above: Tensor | None,
+        wanted: Wanted,
+    ) -> Backward:
+        """The gradients for the learning signals `ls` = dL/dy of the segments' windows.
 
         Args:
             layer: the layer.
-            tape: of its latest window.
-            traces: as they were at the window's start.
-            ls: the learning signal.
-            above: see `carry`.
-            signal: whether the layer below needs a learning signal.
+            segments: the tapes of its latest windows, the oldest first.
+            traces: as they were at the first one's start.
+            ls: (K, B, m) for each; None for 0.
+            above: (B, H, m) what the layers above handed down; None where they handed nothing.
+            wanted: below the layer.
         """
-        reverse = layer.neuron.reverse(tape, ls)
-        gradients: Gradients = {}
-        if layer.wants("weight"):
-            gradients["weight"] = layer.weight_gradient(tape.x, reverse.g)
-        if layer.wants("bias"):
-            gradients["bias"] = reverse.g.sum((0, 1))
-        if layer.wants("beta"):
-            gradients["beta"] = sum_to_shape(reverse.beta, tape.values.beta)
-        if layer.wants("threshold"):
-            gradients["threshold"] = sum_to_shape(reverse.threshold, tape.values.threshold)
-        carried, below = self.carry(layer, traces, reverse.leftover, above)
+        tapes: list[Tape] = [segment.tape for segment in segments]
+        runs = _reverse(layer.neuron, segments, ls)
+        g = _together([run.g for run in runs])
+        gradients = map_gradients(layer, _inputs(layer, tapes), g)
+        for name, values in (("beta", tapes[-1].values.beta), ("threshold", tapes[-1].values.threshold)):
+            if layer.wants(name):
+                gradients[name] = sum_to_shape(sum(getattr(run, name) for run in runs), values)
+        border = Border(runs[0].g[0], runs[0].leftover, above, tapes[-1].nodes)
+        carried, below = self.carry(layer, traces, border, wanted.adjoint)
         for name, carried_gradient in carried.items():
             gradients[name] += carried_gradient
-        return Backward(gradients, layer.transpose(reverse.g) if signal else None, below)
+        ls_below: list[Tensor | None] = [None] * len(tapes)
+        if wanted.signal:
+            ls_below = list(torch.split(layer.transpose(g), [segment.steps for segment in segments]))
+        return Backward(gradients, ls_below, below)
+
+
+def _reverse(neuron: Neuron, segments: Sequence[Segment], ls: Sequence[Tensor | None]) -> list[Reverse]:
+    """The reverse scans of the segments, from the last to the first, each going on from the one after it."""
+    runs: list[Reverse] = []
+    ahead = None
+    for segment, signal in zip(reversed(segments), reversed(ls), strict=True):
+        runs.append(neuron.reverse(segment.tape, signal, segment.forget(ahead)))
+        ahead = runs[-1].leftover
+    return runs[::-1]
+
+
+def _inputs(layer: LayerLike, tapes: list[Tape]) -> dict[str, Tensor]:
+    """What the layer's linear maps took, (K, B, ...), over all tapes."""
+    taken = [map_inputs(layer, tape) for tape in tapes]
+    return {name: _together([inputs[name] for inputs in taken]) for name in taken[0]}
+
+
+def _together(windows: list[Tensor]) -> Tensor:
+    return windows[0] if len(windows) == 1 else torch.cat(windows)
+
+
+def map_inputs(layer: LayerLike, tape: Tape) -> dict[str, Tensor]:
+    """The inputs of a window to each linear map that the layer has as a parameter: x to W, s_{t-1} to U, 1 to b."""
+    inputs = {}
+    if layer.learns("weight"):
+        inputs["weight"] = tape.x
+    if layer.learns("recurrent"):
+        inputs["recurrent"] = layer.neuron.drive(tape, "recurrent")
+    if layer.learns("bias"):
+        inputs["bias"] = torch.ones_like(tape.x[..., :1])
+    return inputs
+
+
+def map_gradients(layer: LayerLike, inputs: dict[str, Tensor], g: Tensor) -> Gradients:
+    """`sum g input^T` over all leading dimensions, for those of the linear maps that are wanted."""
+    gradients: Gradients = {}
+    for name, taken in inputs.items():
+        if not layer.wants(name):
+            continue
+        if name == "weight":
+            gradients[name] = layer.weight_gradient(taken, g)
+        elif name == "recurrent":
+            gradients[name] = g.flatten(0, -2).t() @ taken.flatten(0, -2)
+        else:
+            gradients[name] = (g * taken).flatten(0, -2).sum(0)
+    return gradients
 
 
 def sum_to_shape(per_lane: Tensor | None, parameter: Tensor | None) -> Tensor:
@@ -184,3 +359,18 @@ def sum_to_shape(per_lane: Tensor | None, parameter: Tensor | None) -> Tensor:
     assert per_lane is not None
     assert parameter is not None
     return per_lane.sum(0) if parameter.ndim else per_lane.sum()
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """Apply `function` to every tensor of a nested NamedTuple."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return function(state)
+    mapped = [map_tensors(function, value) for value in state]
+    return type(state)(*mapped) if hasattr(state, "_fields") else tuple(mapped)
+
+
+def masked(state: Any, mask: Tensor) -> Any:
+    """The state with the lanes of a (B,) mask set to zero, which is how all state starts."""
+    return map_tensors(lambda tensor: tensor.masked_fill(mask.view(-1, *[1] * (tensor.ndim - 1)), 0), state)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 from torch import Tensor
 
 from ..functional import trace
-from .base import Backward, Gradients, LayerLike, Rule, Tape, Traces, sum_to_shape
+from .base import Backward, Gradients, LayerLike, Nodes, Rule, Segment, Tape, Traces, Wanted, sum_to_shape
 
 
 class MeanRateTraces(NamedTuple):
@@ -20,7 +21,7 @@ class MeanRateTraces(NamedTuple):
     output_norm: Tensor | None  # (B, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MeanRate(Rule):
     """The past as one average step, with the neuron's firing rate in closed form.
 
@@ -46,6 +47,7 @@ class MeanRate(Rule):
         learn_decay: make a a parameter per input, with the original's formula
             `dL/da_j = sum over lanes of (W^T dL/dI)_j * (-z_j)`. A heuristic: the output does not depend on a. The
             trace of a measured output keeps the decay given.
+        feedback: "symmetric", or "random" for a fixed random matrix in place of W^T (see `Rule`).
 
     >>> MeanRate(rate="balance").value
     'modelled'
@@ -58,6 +60,7 @@ class MeanRate(Rule):
     learn_decay: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.decay < 1 or (self.learn_decay and self.decay == 0):
             raise ValueError(
                 f"MeanRate: expected decay in [0, 1), and above 0 where it is learned, got {self.decay}. "
@@ -68,12 +71,17 @@ class MeanRate(Rule):
                 raise ValueError(f"MeanRate: expected {name} to be one of {allowed}, got {getattr(self, name)!r}.")
 
     def check(self, layer: LayerLike) -> None:
-        """Refuse a readout that is a perfect integrator: its average output has no limit.
+        """Refuse a readout that is a perfect integrator, whose average output has no limit, and recurrent weights.
 
         Raises:
-            ValueError: a readout has beta = 1.
+            ValueError: a readout has beta = 1; recurrent weights, which the estimate knows nothing of.
         """
         values = layer.values()
+        if values.recurrent is not None:
+            raise ValueError(
+                f"MeanRate: expected {layer.neuron.name} without recurrent weights, which the estimate of its rate "
+                f"leaves out, got some. Choose rule=InputTrace() for this layer."
+            )
         if values.threshold is None and bool((values.beta == 1).any()):
             raise ValueError(
                 f"MeanRate: expected {layer.neuron.name} to have beta below 1, got 1, with which its average output "
@@ -85,7 +93,7 @@ class MeanRate(Rule):
         shape = (layer.in_features,) if self.learn_decay else ()
         return layer.zeros(*shape) + self.decay, self.learn_decay
 
-    def start(self, layer: LayerLike, lanes: int) -> MeanRateTraces:
+    def start(self, layer: LayerLike, lanes: int, nodes: Nodes) -> MeanRateTraces:  # noqa: ARG002
         """Zeros."""
         measured = self.value == "measured"
         return MeanRateTraces(
@@ -110,15 +118,19 @@ class MeanRate(Rule):
     def backward(
         self,
         layer: LayerLike,
-        tape: Tape,
+        segments: Sequence[Segment],
         traces: Traces,
-        ls: Tensor,
-        above: Any,  # noqa: ARG002
-        signal: bool,
+        ls: Sequence[Tensor | None],
+        above: Tensor | None,  # noqa: ARG002
+        wanted: Wanted,
     ) -> Backward:
-        """The gradients of the estimate f at the average input, the latest window included."""
-        past = self.advance(layer, traces, tape)
-        beta, threshold, a = tape.values
+        """The gradients of the estimate f at the average input, the latest windows included."""
+        past = cast(MeanRateTraces, traces)
+        for segment in segments:
+            past = segment.forget(self.advance(layer, past, segment.tape))
+        tape: Tape = segments[-1].tape
+        signals = [signal.sum(0) for signal in ls if signal is not None]
+        beta, threshold, a, _ = tape.values
         assert a is not None
         x_bar = past.inputs * (1 - a) if past.norm is None else trace.average(past.inputs, past.norm)
         current = layer.current(x_bar)
@@ -127,7 +139,7 @@ class MeanRate(Rule):
             value = estimate.value(current, beta, threshold)
         else:
             value = trace.average(past.outputs, past.output_norm)
-        d = estimate.gradients(ls.sum(0), value, current, beta, threshold)
+        d = estimate.gradients(sum(signals[1:], signals[0]), value, current, beta, threshold)
 
         gradients: Gradients = {}
         if layer.wants("weight"):
@@ -138,9 +150,11 @@ class MeanRate(Rule):
             gradients["beta"] = sum_to_shape(d.beta, beta)
         if layer.wants("threshold"):
             gradients["threshold"] = sum_to_shape(d.threshold, threshold)
-        below = layer.transpose(d.current) if signal or layer.wants("decay") else None
+        below = layer.transpose(d.current) if wanted.signal or layer.wants("decay") else None
         if layer.wants("decay"):
             assert below is not None
             gradients["decay"] = -(below * past.inputs).sum(0)
-        ls_below = None if below is None or not signal else (below / len(tape.x)).expand_as(tape.x)
+        ls_below: list[Tensor | None] = [None] * len(segments)
+        if below is not None and wanted.signal:
+            ls_below[-1] = (below / len(tape.x)).expand_as(tape.x)
         return Backward(gradients, ls_below, None)

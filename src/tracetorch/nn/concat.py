@@ -1,0 +1,140 @@
+"""Several modules fed by one."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..rules import Rule
+from ..rules.base import ModelDecays, Wanted
+from .container import Container, named
+from .online import Online, PartBackward, Proposal, Rescaling
+from .streaming import Call, Handed
+
+
+class Concat(Container):
+    """Layers, models and stateless modules side by side: each gets the same input, their outputs are concatenated.
+
+        y = [y_1, y_2, ...]          along the last dimension
+        dL/dx = dL_1/dx + dL_2/dx + ...
+
+    Put it into a `Sequential` to have one layer feed several.
+
+    Args:
+        modules: the modules, or one OrderedDict of them.
+        rule: the learning rule of every layer that has none of its own. InputTrace() by default.
+        horizon: where it is the whole model: H, how many steps back credit is exact at least (see `horizon`).
+
+    Raises:
+        TypeError: batch normalisation with statistics of the batch, a recurrent torch module, one that works in place.
+        ValueError: no layer among them, or one twice; a layer that the rule given cannot serve.
+
+    >>> from tracetorch.nn import LIF
+    >>> both = Concat(LIF(4, 3, tau=2.0), LIF(4, 5, tau=20.0))
+    >>> both.window(torch.ones(6, 1, 4)).shape
+    torch.Size([6, 1, 8])
+    """
+
+    def __init__(
+        self,
+        *modules: nn.Module | OrderedDict[str, nn.Module],
+        rule: Rule | None = None,
+        horizon: int | None = None,
+    ) -> None:
+        super().__init__(*modules, rule=rule, horizon=horizon)
+        self._proposed_widths: list[int] = []  # of the parts' outputs
+        self._widths: list[int] = []  # of those of the latest call
+        self._places: list[list[int] | None] = []  # where each part's exponentials stand among those handed down
+
+    def _hand_nodes(self, above: Handed | None, decays: Callable[[], ModelDecays] | None) -> Handed | None:
+        union: list[Tensor] = []
+        constant: dict[float, int] = {}  # exponentials that several parts have in common are handed down once
+        self._places, fresh, moving = [], False, False
+        for name, part in self._named_parts():
+            with named(self, name):
+                handed = part._hand_nodes(above, decays)
+            if handed is None:
+                self._places.append(None)
+                continue
+            places = []
+            for value in handed.nodes:
+                key = float("nan") if handed.moving else value.item()
+                if key not in constant:
+                    constant[key] = len(union)
+                    union.append(value)
+                places.append(constant[key])
+            self._places.append(places)
+            fresh, moving = fresh or handed.fresh, moving or handed.moving
+        return Handed(torch.stack(union), fresh, moving) if union else None
+
+    def _propose(self, x: Tensor, call: Call) -> tuple[Tensor, list[Proposal]]:
+        proposals: list[Proposal] = []
+        outputs = []
+        for name, part in self._named_parts():
+            with named(self, name):
+                y, more = part._propose(x, call)
+            outputs.append(y)
+            proposals += more
+        shapes = {y.shape[:-1] for y in outputs}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"Concat: expected outputs that differ in their last dimension alone, got the shapes "
+                f"{[tuple(y.shape[2:]) for y in outputs]} for each step and lane. Flatten them first."
+            )
+        self._proposed_widths = [y.shape[-1] for y in outputs]
+        return torch.cat(outputs, -1), [*proposals, Proposal(self, list(self))]
+
+    def _commit(self, step: list[nn.Module], call: Call) -> None:
+        super()._commit(step, call)
+        self._widths = self._proposed_widths
+
+    def _backward(self, ls: list[Tensor | None], above: Tensor | None, wanted: Wanted, call: Call) -> PartBackward:
+        parts = self._modules_as_run(call)
+        signals = [[None] * len(parts) if s is None else list(torch.split(s, self._widths, -1)) for s in ls]
+        adjoints = [None] * len(parts) if above is None else list(torch.split(above, self._widths, -1))
+        results = []
+        for i, (name, part) in enumerate(parts):
+            with named(self, name):
+                results.append(part._backward([each[i] for each in signals], adjoints[i], wanted, call))
+        updates = [update for result in results for update in result.updates]
+        below = [_sum(list(windows)) for windows in zip(*(result.ls_below for result in results), strict=True)]
+        return PartBackward(below, self._adjoint_below(results) if wanted.adjoint else None, updates)
+
+    def _adjoint_below(self, results: list[PartBackward]) -> Tensor | None:
+        """The sum of what the parts hand down, over all of their exponentials."""
+        handed = [(p, r.below) for p, r in zip(self._places, results, strict=True) if p is not None]
+        total: Tensor | None = None
+        for places, coefficients in handed:
+            if coefficients is None:
+                continue
+            if total is None:
+                count = 1 + max(max(places) for places, _ in handed)
+                total = coefficients.new_zeros(len(coefficients), count, *coefficients.shape[2:])
+            total[:, places] += coefficients
+        return total
+
+    def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]:
+        outputs, rescalings = [], []
+        for name, part in self._named_parts():
+            with named(self, name):
+                y, more = part._calibrate(x)
+            outputs.append(y)
+            rescalings += more
+        return torch.cat(outputs, -1), rescalings
+
+    def _feature_shape(self) -> tuple[int, ...] | None:
+        for part in self._modules.values():
+            shape = part._feature_shape() if isinstance(part, Online) else None
+            if type(part) is nn.Linear:
+                shape = (part.in_features,)
+            if shape is not None:
+                return shape
+        return None
+
+
+def _sum(signals: list[Tensor | None]) -> Tensor | None:
+    given = [signal for signal in signals if signal is not None]
+    return sum(given[1:], given[0]) if given else None
