@@ -356,9 +356,7 @@ def test_a_layer_in_two_places_is_refused() -> None:
 @pytest.mark.parametrize("rule", [tt.MeanField(), tt.Eligibility()], ids=str)
 def test_a_softmax_below_others_is_refused_when_a_stream_begins(rule: tt.rules.Rule) -> None:
     model = tt.Sequential(tt.Softmax(N, H), tt.LI(H, M), rule=rule)
-    with pytest.raises(
-        ValueError, match=r"module 0: .*: expected a Softmax to be the last layer, got one below"
-    ):
+    with pytest.raises(ValueError, match=r"module 0: .*: expected a Softmax to be the last layer, got one below"):
         model(torch.ones(B, N))
     assert model[0].mem is None
     model.eval()

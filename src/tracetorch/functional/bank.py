@@ -59,7 +59,7 @@ def with_pinned(nodes: Tensor, pinned: list[float]) -> Tensor:
     tensor([0.5000, 0.8000, 1.0000], dtype=torch.float64)
     """
     free, kept = nodes.tolist(), []
-    for decay in pinned:
+    for decay in dict.fromkeys(pinned):
         if 0 < decay < 1 and free:
             free.remove(min(free, key=lambda q: abs(math.log(math.log(q) / math.log(decay)))))
         kept.append(decay)
@@ -67,7 +67,11 @@ def with_pinned(nodes: Tensor, pinned: list[float]) -> Tensor:
 
 
 def are_apart(decays: list[float]) -> bool:
-    """Whether distinct decays are a basis of their own convolutions: partial fractions with moderate coefficients."""
+    """Whether decays are a basis of their own convolutions: no two alike, partial fractions with small coefficients.
+
+    >>> are_apart([0.9, 0.8]), are_apart([0.9, 0.9])
+    (True, False)
+    """
     return all(MAX_FRACTION * abs(a - b) >= 1 for i, a in enumerate(decays) for b in decays[:i])
 
 

@@ -290,7 +290,7 @@ class Streaming(nn.Module):
             inside += [decay for decay in decays if 0 < decay < 1]
             if len(decays) > 1 or layer.learns("beta"):
                 others = True
-            elif decays[0] not in constant:
+            else:
                 constant += decays
         return ModelDecays(inside, constant, others)
 

@@ -1,0 +1,25 @@
+"""The slow, obviously right way, and the tools to compare with it.
+
+`bptt_gradients` unrolls a model over time and lets autograd do the rest: use it to test a rule, a neuron or a model of
+your own. `fidelity` says how close each rule comes to it on your model and data.
+"""
+
+from .compare import Comparison, assert_gradients_close, compare, online_gradients
+from .controls import LiveStorage, assert_alive, spike_rates
+from .fidelity import Fidelity, FidelityRow, fidelity
+from .reference import Gradients, bptt_gradients
+
+__all__ = [
+    "Comparison",
+    "Fidelity",
+    "FidelityRow",
+    "Gradients",
+    "LiveStorage",
+    "assert_alive",
+    "assert_gradients_close",
+    "bptt_gradients",
+    "compare",
+    "fidelity",
+    "online_gradients",
+    "spike_rates",
+]

@@ -1,0 +1,156 @@
+"""The slow, obviously right way: a model unrolled over time, and autograd.
+
+It shares no code with the layers' own scans and rules.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..nn import LI, LIF, Concat, Softmax
+from ..nn.layer import Layer
+from ..nn.online import Online
+from ..nn.streaming import forked_random_numbers, full_precision
+
+Gradients = dict[str, Tensor]
+"""Gradients by parameter name, as in `named_parameters()`."""
+
+
+# -- the reference -----------------------------------------------------------------------------------------------------
+
+
+class _Spike(torch.autograd.Function):
+    """A step forwards, the surrogate's slope backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, spike: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.slope = slope
+        return spike(u)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (u,) = ctx.saved_tensors
+        return grads[0] * ctx.slope(u), None, None
+
+
+def bptt_gradients(
+    model: Online,
+    x: Tensor,
+    ls: Tensor,
+    *,
+    input_gradient: bool = False,
+    reset: Literal["detached", "attached"] = "detached",
+) -> Gradients:
+    """The gradient of `sum(ls * y)` by backpropagation through time, from rest.
+
+    For a `Softmax`, y stands for its probabilities (straight through the sample). What draws random numbers on the way
+    must draw the same here and in the model: give a `Softmax` inside a generator of its own; a `Dropout` in training
+    mode cannot be compared.
+
+    Args:
+        model: any layer or model of tracetorch; neither it nor its `.grad` is changed.
+        x: (T, B, n) input.
+        ls: (T, B, m) learning signal dL/dy.
+        input_gradient: also return dL/dx, as "x".
+        reset: "detached" passes no gradient through the spike that resets the membrane, as the rules do; "attached"
+            does, which is another gradient.
+
+    Returns:
+        The gradient of every parameter that is not frozen; zero where the output does not depend on it.
+
+    Raises:
+        NotImplementedError: a layer that this reference does not know.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        full_precision(x),
+        forked_random_numbers(x),
+    ):
+        leaf = x.detach().clone().requires_grad_(input_gradient)
+        outputs = _unroll(model, list(leaf), reset == "attached")
+        total = sum((signal * y).sum() for signal, y in zip(ls, outputs, strict=True))
+        wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if input_gradient:
+            wanted["x"] = leaf  # type: ignore[assignment]
+        gradients = torch.autograd.grad(total, list(wanted.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(wanted, gradients, strict=True))
+
+
+def _unroll(module: nn.Module, xs: list[Tensor], attached: bool) -> list[Tensor]:
+    """Run a module over a list of steps (B, n) under autograd."""
+    if isinstance(module, LIF):
+        return _unroll_lif(module, xs, attached)
+    if isinstance(module, Softmax):
+        return _unroll_softmax(module, xs)
+    if isinstance(module, LI):
+        return _unroll_li(module, xs)
+    if isinstance(module, Concat):
+        branches = [_unroll(child, xs, attached) for child in module]
+        return [torch.cat(ys, -1) for ys in zip(*branches, strict=True)]
+    if isinstance(module, Online) and isinstance(module, nn.Sequential):
+        for child in module:
+            xs = _unroll(child, xs, attached)
+        return xs
+    if isinstance(module, Online):
+        raise NotImplementedError(
+            f"bptt_gradients: expected LIF, LI, Softmax, Sequential, Concat and stateless modules, "
+            f"got {type(module).__name__}."
+        )
+    return [module(x) for x in xs]
+
+
+def _unroll_lif(layer: LIF, xs: list[Tensor], attached: bool) -> list[Tensor]:
+    beta, theta = _beta(layer), _threshold(layer)
+    v = torch.zeros((), dtype=beta.dtype, device=beta.device)
+    u: Tensor | None = layer.recurrent_weight
+    if u is not None and not layer.self_connections:
+        u = u * (1 - torch.eye(len(u), dtype=u.dtype, device=u.device))
+    spikes: list[Tensor] = []
+    for x in xs:
+        p = beta * v + layer.synapse(x)
+        if u is not None and spikes:
+            p = p + F.linear(spikes[-1], u)
+        s = _Spike.apply(p - theta, layer.surrogate.spike, layer.surrogate.slope)  # type: ignore[no-untyped-call]
+        v = p - theta * (s if attached else s.detach())
+        spikes.append(s)
+    return spikes
+
+
+def _unroll_li(layer: Layer, xs: list[Tensor]) -> list[Tensor]:
+    beta = _beta(layer)
+    v = torch.zeros((), dtype=beta.dtype, device=beta.device)
+    membranes = []
+    for x in xs:
+        v = beta * v + layer.synapse(x)
+        membranes.append(v)
+    return membranes
+
+
+def _unroll_softmax(layer: Softmax, xs: list[Tensor]) -> list[Tensor]:
+    generator = copy.deepcopy(layer.neuron.generator)
+    outputs = []
+    for v in _unroll_li(layer, xs):
+        pi = torch.softmax(v, dim=-1)
+        draw = torch.rand(v.shape[0], 1, dtype=v.dtype, generator=generator, device=v.device)
+        sample = (pi.cumsum(-1) <= draw).sum(-1).clamp(max=v.shape[-1] - 1)
+        outputs.append(F.one_hot(sample, v.shape[-1]) + pi - pi.detach())
+    return outputs
+
+
+def _beta(layer: Layer) -> Tensor:
+    return torch.sigmoid(layer.raw_beta) if layer.learns("beta") else layer.beta  # type: ignore[arg-type]
+
+
+def _threshold(layer: LIF) -> Tensor:
+    if layer.learns("threshold"):
+        return F.softplus(layer.raw_threshold)  # type: ignore[arg-type]
+    assert layer.threshold is not None
+    return layer.threshold
