@@ -59,6 +59,7 @@ class Eligibility(AdjointRule):
         span: the shortest and longest time constant of the bank, in steps; by default from those of the model's layers
             when a stream begins: from the shortest / 1.5 to 2.5 times the longest.
         hops: how often the adjoint before the border passes through recurrent weights; 0 leaves them out.
+        paths: which of its adjoint a layer hands down: "all", or its "own" membranes' part alone.
         feedback: "symmetric", or "random" for a fixed random matrix in place of W^T (see `Rule`).
 
     Raises:
@@ -68,6 +69,11 @@ class Eligibility(AdjointRule):
     >>> Eligibility(nodes=4)
     Eligibility(nodes=4)
     """
+
+    @property
+    def only_own(self) -> bool:
+        """Where it hands down no more than that: the layer's own gradients need no more either."""
+        return self.paths == "own"
 
     def start(self, layer: LayerLike, lanes: int, nodes: Nodes) -> EligibilityTraces:
         """Zeros."""
@@ -136,7 +142,7 @@ class Eligibility(AdjointRule):
         past = cast(EligibilityTraces, traces)
         gradients = own_carry(layer, past.own, border)
         slopes = None if past.signal is None else past.signal.slopes
-        if wanted or is_recurrent(layer, self.hops):
+        if (wanted and not self.only_own) or is_recurrent(layer, self.hops):
             check_integrators("Eligibility", layer, signal_nodes(layer, border.nodes, self.hops))
             adjoint = layer_adjoint(layer, border, mean_slope(slopes), self.hops)
         else:
@@ -150,7 +156,8 @@ class Eligibility(AdjointRule):
                 if layer.wants(name):
                     per_lane = (adjoint.signal * getattr(past.signal, name)).sum(1)
                     gradients[name] += per_lane.sum(0) if parameter is None else sum_to_shape(per_lane, parameter)
-        return gradients, layer.transpose(adjoint.own) if wanted else None
+        below = adjoint.own if self.paths == "all" else own_part(layer, border)
+        return gradients, layer.transpose(below) if wanted else None
 
 
 def _advance_matrix(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 from torch import Tensor
 
 from .. import _checks
 from ..functional import bank as banks
 from ..functional import trace
-from .adjoint import BankRule, check_integrators, is_recurrent, layer_adjoint, signal_nodes
+from .adjoint import BankRule, check_integrators, is_recurrent, layer_adjoint, own_part, signal_nodes
 from .base import (
     Border,
     Gradients,
@@ -50,12 +50,17 @@ class AdjointRule(BankRule):
 
     Args:
         hops: how often the adjoint before the border passes through recurrent weights U; 0 leaves them out.
+        paths: which of its adjoint a layer hands down: "all", or its "own" membranes' part alone, so that credit
+            reaches the membranes one layer up and no further.
     """
 
     hops: int = 1
+    paths: Literal["all", "own"] = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.paths not in ("all", "own"):
+            raise ValueError(f"{type(self).__name__}: expected paths to be 'all' or 'own', got {self.paths!r}.")
         if self.hops != 0:
             _checks.at_least_one(type(self).__name__, "hops", self.hops)
 
@@ -63,6 +68,11 @@ class AdjointRule(BankRule):
     def uses_adjoint(self) -> bool:
         """It does."""
         return True
+
+    @property
+    def only_own(self) -> bool:
+        """Whether a layer's own adjoint, in which the bank is written, is that of its membranes alone."""
+        return False
 
     def grid(self, layer: LayerLike, above: Tensor | None, decays: ModelDecays) -> Tensor | None:
         """The layer's own beta where nothing reaches its outputs; else the betas themselves, or nodes spaced evenly.
@@ -76,7 +86,8 @@ class AdjointRule(BankRule):
                 f"outputs depends on all of its membranes. Give it rule=InputTrace()."
             )
         recurrent = is_recurrent(layer, self.hops)
-        if above is None and not recurrent and layer.values().beta.numel() == 1:
+        ends = above is None or self.only_own
+        if ends and not recurrent and layer.values().beta.numel() == 1:
             return None
         nodes = self._spaced(decays)
         if self.span is None and not recurrent and not decays.others and banks.are_apart(decays.constant):
@@ -132,6 +143,7 @@ class MeanField(AdjointRule):
         span: the shortest and longest time constant of the bank, in steps; by default from those of the model's layers
             when a stream begins: from the shortest / 1.5 to 2.5 times the longest.
         hops: how often the adjoint before the border passes through recurrent weights; 0 leaves them out.
+        paths: which of its adjoint a layer hands down: "all", or its "own" membranes' part alone.
         feedback: "symmetric", or "random" for a fixed random matrix in place of W^T (see `Rule`).
 
     Raises:
@@ -215,4 +227,5 @@ class MeanField(AdjointRule):
             if adjoint.signal is not None and past.unfired is not None:
                 per_lane = per_lane - (adjoint.signal * past.unfired).sum(1)
             gradients["threshold"] = sum_to_shape(per_lane, values.threshold)
-        return gradients, layer.transpose(adjoint.own) if wanted else None
+        below = adjoint.own if self.paths == "all" else own_part(layer, border)
+        return gradients, layer.transpose(below) if wanted else None
