@@ -16,7 +16,7 @@ LAYERS = [
     {"functional"},
     {"rules"},
     {"nn"},
-    {"encode", "loss", "metrics", "datasets", "plot"},
+    {"encode", "loss", "metrics", "datasets", "plot", "tasks"},
     {"train", "testing"},
     {"cli"},
 ]

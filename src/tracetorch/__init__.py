@@ -13,7 +13,7 @@ from .rules import Eligibility, InputTrace, MeanField, MeanRate, Truncated  # no
 
 __version__ = "0.1.0"
 
-_ON_DEMAND = ("datasets", "plot", "testing", "train")  # some of them need an extra
+_ON_DEMAND = ("datasets", "plot", "tasks", "testing", "train")  # some of them need an extra
 
 
 def __getattr__(name: str) -> object:

@@ -205,6 +205,46 @@ def learning_curve(
     return _root(ax)
 
 
+def cosines(
+    curves: Mapping[str, Mapping[str, Mapping[int, float]]], *, xlabel: str = "window (steps)", title: str | None = None
+) -> Figure:
+    """Cosines with the true gradient against the window: a panel for each layer, a line for each rule.
+
+    Args:
+        curves: layer -> rule -> {K: cosine}, with at most 8 rules, such as a report of `testing.fidelity` gives.
+        xlabel: what K is.
+        title: of the picture.
+
+    Raises:
+        ValueError: no layer, or a layer without rules or with more than 8.
+
+    >>> figure = cosines({"layer 0": {"InputTrace()": {1: 0.3, 8: 0.6}}, "layer 1": {"InputTrace()": {1: 0.7, 8: 0.8}}})
+    >>> len(figure.axes)
+    2
+    """
+    where = "plot.cosines"
+    if not curves or not all(0 < len(rules) <= MAX_LINES for rules in curves.values()):
+        raise ValueError(
+            f"{where}: expected at least one layer, each with 1 to {MAX_LINES} rules, "
+            f"got {[len(rules) for rules in curves.values()]}. Choose some of them."
+        )
+    figure = Figure(figsize=(1.5 + 2.2 * len(curves), 3.4), dpi=120, layout="constrained")
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    names = list(dict.fromkeys(name for rules in curves.values() for name in rules))
+    for ax, (layer, rules) in zip(panels, curves.items(), strict=True):
+        _axes(ax, layer, xlabel, "cosine with BPTT" if ax is panels[0] else "")
+        for name, points in rules.items():
+            windows = sorted(points)
+            color = COLORS[names.index(name) % len(COLORS)]
+            ax.plot(windows, [points[k] for k in windows], color=color, label=name, marker="o", markersize=3)
+        ax.set_xscale("log", base=2)
+        ax.grid(axis="y", alpha=0.25)
+    _legend(panels[-1])
+    if title is not None:
+        figure.suptitle(title, fontsize="medium")
+    return figure
+
+
 # -- shapes ------------------------------------------------------------------------------------------------------------
 
 

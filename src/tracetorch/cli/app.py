@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 import typer
@@ -18,11 +18,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import __version__, datasets
 from ..nn import Sequential
-from ..rules import InputTrace, MeanRate, Rule, Truncated
+from ..rules import OSTL, OTPE, OTTT, SLTT, Eligibility, EProp, InputTrace, MeanField, MeanRate, Rule, Truncated
 from ..train import BatchResult, ImageSettings, build, evaluate, fit
+from .fidelity import LOSSES, FidelitySettings, report
+from .fidelity import write as write_fidelity
 from .report import FILES, Run, write
 
-RULES: dict[str, Rule] = {"input-trace": InputTrace(), "truncated": Truncated(), "mean-rate": MeanRate()}
+COMPARED: dict[str, Rule] = {
+    "truncated": Truncated(),
+    "input-trace": InputTrace(),
+    "mean-field": MeanField(),
+    "eligibility": Eligibility(),
+    "sltt": SLTT(),
+    "ottt": OTTT(),
+    "ostl": OSTL(),
+    "otpe": OTPE(),
+    "e-prop": EProp(),
+    "e-prop-random": EProp(feedback="random"),
+}
+RULES: dict[str, Rule] = {
+    "input-trace": InputTrace(),
+    "truncated": Truncated(),
+    "mean-field": MeanField(),
+    "eligibility": Eligibility(),
+    "mean-rate": MeanRate(),
+}
 PRESETS = {"digits": ImageSettings(epochs=30, lr=4e-3), "mnist": ImageSettings()}
 CLASSES = 10
 INTERRUPTED = 130  # what shells call the end by Ctrl-C
@@ -93,6 +113,78 @@ def train(
         typer.echo(f"wrote {', '.join(str(out / name) for name in FILES)}")
     if run.interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command(name="fidelity")
+def compare_gradients(
+    sizes: Annotated[str, typer.Option(help="Inputs, hidden layers and outputs.")] = "40,48,48,48,10",
+    taus: Annotated[
+        str, typer.Option(help="Shortest and longest time constant of the hidden neurons, in steps.")
+    ] = "2,30",
+    beta: Annotated[float | None, typer.Option(help="One decay for all hidden neurons, instead of taus.")] = None,
+    readout: Annotated[float, typer.Option(help="The readout's decay.")] = 0.95,
+    recurrent: Annotated[bool, typer.Option(help="Give the hidden layers recurrent weights.")] = False,
+    steps: Annotated[int, typer.Option(help="T, the steps of a sequence.")] = 96,
+    lanes: Annotated[int, typer.Option(help="Sequences side by side.")] = 8,
+    loss: Annotated[str, typer.Option(help=f"When the answer counts: {', '.join(LOSSES)}.")] = "last",
+    rules: Annotated[
+        str, typer.Option(help=f"Of {', '.join(COMPARED)}.")
+    ] = "truncated,input-trace,mean-field,eligibility",
+    windows: Annotated[str, typer.Option(help="K, the steps of a window.")] = "1,2,4,8,16,32,64",
+    horizons: Annotated[str, typer.Option(help="H, the steps of the horizon; 0 for the window alone.")] = "0",
+    lr: Annotated[float | None, typer.Option(help="Learning rate of a training run by BPTT.")] = None,
+    updates: Annotated[int, typer.Option(help="Updates of that run.")] = 0,
+    every: Annotated[int | None, typer.Option(help="Updates between two comparisons.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder to write fidelity.md and fidelity.png to.")] = None,
+) -> None:
+    """Compare each rule's gradient with backpropagation through time: cosine (norm ratio), per parameter."""
+    with _errors_in_one_line():
+        settings = FidelitySettings(
+            sizes=tuple(_numbers("sizes", sizes, int, at_least=3)),
+            taus=_pair("taus", taus),
+            beta=beta,
+            readout=readout,
+            recurrent=recurrent,
+            steps=steps,
+            lanes=lanes,
+            loss=_one_of("loss", loss, LOSSES),
+            seed=seed,
+        )
+        chosen = [COMPARED[_one_of("rules", name, COMPARED)] for name in rules.split(",")]
+        reach = [h or None for h in _numbers("horizons", horizons, int)]
+        found = report(settings, chosen, _numbers("windows", windows, int), reach, lr, updates, every)
+    typer.echo(found.markdown())
+    if out is not None:
+        with _errors_in_one_line():
+            written = write_fidelity(out, found)
+        typer.echo(f"wrote {', '.join(map(str, written))}")
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _numbers(option: str, text: str, kind: type[Number], at_least: int = 1) -> list[Number]:
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) < at_least:
+        raise ValueError(f"fidelity: expected --{option} to be at least {at_least} numbers with commas, got {text!r}.")
+    return numbers
+
+
+def _pair(option: str, text: str) -> tuple[float, float]:
+    numbers = _numbers(option, text, float, at_least=2)
+    if len(numbers) != 2 or not 0 < numbers[0] <= numbers[1]:
+        raise ValueError(f"fidelity: expected --{option} to be two numbers above 0, the smaller first, got {text!r}.")
+    return numbers[0], numbers[1]
+
+
+def _one_of(option: str, name: str, allowed: Collection[str]) -> str:
+    if name not in allowed:
+        raise ValueError(f"fidelity: expected --{option} to be of {', '.join(allowed)}, got {name!r}.")
+    return name
 
 
 # -- before ------------------------------------------------------------------------------------------------------------

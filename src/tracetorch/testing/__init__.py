@@ -6,10 +6,12 @@ your own. `fidelity` says how close each rule comes to it on your model and data
 
 from .compare import Comparison, assert_gradients_close, compare, online_gradients
 from .controls import LiveStorage, assert_alive, spike_rates
-from .fidelity import Fidelity, FidelityRow, fidelity
+from .fidelity import ADAM, ATTACHED, Fidelity, FidelityRow, fidelity
 from .reference import Gradients, bptt_gradients
 
 __all__ = [
+    "ADAM",
+    "ATTACHED",
     "Comparison",
     "Fidelity",
     "FidelityRow",
