@@ -105,6 +105,8 @@ def measure() -> dict[str, Any]:
             for seed in SEEDS:
                 generator = torch.Generator().manual_seed(seed)
                 net = model(seed, **options)
+                if net[0].recurrent:  # the weights' usual scale would leave upper layers silent
+                    net.calibrate(sequences(LANES, generator).x)
                 if trained:
                     train(net, generator)
                 found += [{"seed": seed, **row} for row in rows(net, generator)]
