@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -47,7 +48,7 @@ def model(seed: int, beta: float | None = None, recurrent: bool = False) -> tt.S
     """Weights N(0, 1.96 / n), no biases to begin with, arctan of half-width 0.318, float64."""
     torch.manual_seed(seed)
     layers: list[tt.LIF | tt.LI] = []
-    for n, m in zip(SIZES[:-2], SIZES[1:-1], strict=True):
+    for n, m in pairwise(SIZES[:-1]):
         taus = torch.exp(torch.empty(m).uniform_(math.log(2), math.log(30)))
         layers.append(
             tt.LIF(

@@ -92,7 +92,9 @@ def fidelity(
         rules: to compare, each for all layers; by default Truncated, InputTrace, MeanField and Eligibility.
         windows: K, in steps.
         horizons: H, in steps; None for the window alone.
-        lr: learning rate of Adam, for rows along a training run on x.
+        lr: learning rate of Adam, for rows along a training run on x. Each rule then has a row "weights moving" too:
+            the sum of its gradients when such a step is taken after every (shortest) window, so that weights change
+            under live traces. Where the loss comes at the end alone, that is the same.
         updates: how many updates that run has.
         every: how many updates lie between two rows; by default all of them.
 
@@ -121,7 +123,7 @@ def fidelity(
     rows: list[FidelityRow] = []
     with probe_of(model) as probe:
         for update in _along_training(probe, x, loss, lr, updates, every or max(1, updates)):
-            rows += _rows(probe, x, loss, update, rules, windows, horizons)
+            rows += _rows(probe, x, loss, update, rules, windows, horizons, lr)
     return Fidelity(rows)
 
 
@@ -149,6 +151,7 @@ def _rows(
     rules: Sequence[Rule],
     windows: Sequence[int],
     horizons: Sequence[int | None],
+    lr: float | None,
 ) -> Iterator[FidelityRow]:
     whole = copy.deepcopy(probe)
     whole.reset()
@@ -171,8 +174,28 @@ def _rows(
             for window in windows:
                 actual = online_gradients(ruled, x, ls, window)
                 yield from compared(repr(rule), window, horizon, actual, expected)
+                if lr is not None and window == min(windows):
+                    moved = _moving_gradients(ruled, x, ls, window, lr)
+                    yield from compared(f"{rule!r}, weights moving", window, horizon, moved, expected)
                 if rule == Truncated() and window == min(windows) and horizon is None:
                     yield from compared(ADAM, window, None, _signs(actual), _signs(expected))
+
+
+def _moving_gradients(model: Online, x: Tensor, ls: Tensor, window: int, lr: float) -> Gradients:
+    """The sum of the windows' gradients when Adam takes a step after each."""
+    with probe_of(model) as probe:
+        probe.zero_grad()
+        parameters = {name: p for name, p in probe.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.Adam(parameters.values(), lr=lr)
+        total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        for x_window, ls_window in zip(torch.split(x, window), torch.split(ls, window), strict=True):
+            probe.window(x_window)
+            probe.backward(ls_window)
+            for name, p in parameters.items():
+                total[name] += 0 if p.grad is None else p.grad
+            optimizer.step()
+            optimizer.zero_grad()
+    return total
 
 
 def _signs(gradients: Gradients) -> Gradients:
