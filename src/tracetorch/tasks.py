@@ -180,6 +180,64 @@ def evidence_accumulation(
     )
 
 
+def drifting_bump(
+    lanes: int,
+    *,
+    steps: int = 96,
+    channels: int = 40,
+    classes: int = 10,
+    low: float = 0.05,
+    high: float = 0.55,
+    width: float = 4.0,
+    generator: torch.Generator | None = None,
+) -> Sequences:
+    """How does the bump of activity drift over a ring of inputs? Asked at the last step.
+
+        rate of input i      low + (high - low) exp(-d^2 / (2 width^2))      d: its distance from the bump's centre
+
+    The centre starts anywhere and moves by -1/2 to 1/2 of an input per step, a speed of each lane's own; the class is
+    that of `classes` equal parts of this range in which the speed lies. Input that changes in time, with a loss at the
+    last step alone, is what gradients through time are hard for.
+
+    Args:
+        lanes: B.
+        steps: T.
+        channels: n, inputs on the ring.
+        classes: how many there are, equally probable.
+        low: spikes per step far from the bump, in [0, 1].
+        high: spikes per step at its centre, in [0, 1].
+        width: its standard deviation, in inputs.
+        generator: what everything is drawn with.
+
+    Returns:
+        x (T, B, channels), target (B,), weights (T,): 1 at the last step.
+
+    Raises:
+        TypeError: a size that is not a whole number.
+        ValueError: a size below 1, a rate outside [0, 1], a width not above 0.
+
+    >>> x, target, weights = drifting_bump(2, steps=5, channels=6)
+    >>> x.shape, weights
+    (torch.Size([5, 2, 6]), tensor([0., 0., 0., 0., 1.]))
+    """
+    where = "tasks.drifting_bump"
+    for name, size in (("lanes", lanes), ("steps", steps), ("channels", channels), ("classes", classes)):
+        _checks.at_least_one(where, name, size)
+    _checks.fraction(where, "low", low)
+    _checks.fraction(where, "high", high)
+    _checks.positive(where, "width", width)
+    device = _device(generator)
+    start, speed = torch.rand(2, lanes, 1, generator=generator, device=device)
+    centre = channels * start + (speed - 0.5) * torch.arange(steps, device=device)[:, None, None]  # (T, B, 1)
+    distance = (torch.arange(channels, device=device) - centre + channels / 2) % channels - channels / 2
+    rates = low + (high - low) * torch.exp(-(distance**2) / (2 * width**2))
+    return Sequences(
+        torch.bernoulli(rates, generator=generator),
+        (classes * speed[:, 0]).long(),
+        _last_steps(steps, 1, device),
+    )
+
+
 def _device(generator: torch.Generator | None) -> torch.device:
     return torch.device("cpu") if generator is None else generator.device
 
