@@ -1,6 +1,7 @@
 """The command line: what it prints, writes and returns, and how it ends early."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -85,7 +86,11 @@ def test_defaults_are_those_of_the_data_set(dataset, rule):
 
 REFUSALS = {
     "data set": (["cifar"], 2, "expected one of digits, mnist, got 'cifar'"),
-    "rule": (["digits", "--rule", "bptt"], 2, "--rule to be one of input-trace, truncated, mean-rate, got 'bptt'"),
+    "rule": (
+        ["digits", "--rule", "bptt"],
+        2,
+        "--rule to be one of input-trace, truncated, mean-field, eligibility, mean-rate, got 'bptt'",
+    ),
     "window": (["digits", "--window", "0"], 2, "window to be a whole number of at least 1, got 0"),
     "steps": (["digits", "--steps", "-3"], 2, "steps to be a whole number of at least 1, got -3"),
     "lr": (["digits", "--lr", "nan"], 2, "lr to be a finite number above 0, got nan"),
@@ -131,7 +136,7 @@ def test_help_names_the_rules_and_defaults():
     result = tracetorch("train", "--help")
     assert result.exit_code == 0
     shown = " ".join(result.stdout.replace("│", " ").split())
-    assert "input-trace, truncated, mean-rate" in shown
+    assert "input-trace, truncated, mean-field, eligibility, mean-rate" in shown
     assert "30 for digits, 1 for mnist" in shown
     assert "Default: 5." in shown
 
@@ -228,3 +233,48 @@ def test_the_installed_command_runs():
     command = Path(sys.executable).with_name("tracetorch")
     run = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert run.stdout.startswith(f"tracetorch {tt.__version__}")
+
+
+def test_fidelity_prints_a_table_and_draws_a_picture(tmp_path):
+    small = ["--sizes", "8,12,3", "--steps", 24, "--lanes", 4, "--windows", "1,8"]
+    result = tracetorch(
+        "fidelity", *small, "--rules", "truncated,eligibility,otpe", "--horizons", "0,24", "--out", tmp_path
+    )
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert (
+        lines[0] == "| rule | K | H | `0.synapse.weight` | `0.synapse.bias` | `1.synapse.weight` | `1.synapse.bias` |"
+    )
+    exact = "1.000 (1.00) | 1.000 (1.00) | 1.000 (1.00) | 1.000 (1.00) |"
+    assert f"| Eligibility() | 1 | 1 | {exact}" in lines
+    assert f"| Truncated() | 1 | 24 | {exact}" in lines
+    assert f"| Truncated() | 1 | 1 | {exact}" not in lines
+    assert lines[-1] == f"wrote {tmp_path / 'fidelity.md'}, {tmp_path / 'fidelity.png'}"
+    assert (tmp_path / "fidelity.md").read_text().splitlines() == lines[:-1]
+    assert (tmp_path / "fidelity.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fidelity_along_a_training_run_with_recurrent_weights():
+    small = ["--sizes", "8,12,3", "--beta", 0.9, "--steps", 24, "--lanes", 4, "--windows", 8, "--recurrent"]
+    result = tracetorch("fidelity", *small, "--rules", "mean-field", "--lr", 0.01, "--updates", 2, "--loss", "ramp")
+    assert result.exit_code == 0, result.output
+    assert "`0.recurrent_weight`" in result.stdout
+    assert "| 2 | MeanField(), weights moving | 8 |" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sizes", "8,3"], "expected --sizes to be at least 3 numbers with commas, got '8,3'"),
+        (["--sizes", "8,x,3"], "got '8,x,3'"),
+        (["--taus", "5,2"], "expected --taus to be two numbers above 0, the smaller first, got '5,2'"),
+        (["--rules", "hebb"], "expected --rules to be of truncated, input-trace, .*, got 'hebb'"),
+        (["--loss", "first"], "expected --loss to be of last, ramp, mean, got 'first'"),
+        (["--windows", "0"], "expected windows to be a whole number of at least 1, got 0"),
+        (["--beta", "1.5"], r"expected beta in \[0, 1\], got 1.5"),
+    ],
+)
+def test_fidelity_refuses(arguments, message):
+    result = tracetorch("fidelity", *arguments)
+    assert result.exit_code == 2
+    assert re.search(message, one_line(result))

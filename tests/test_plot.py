@@ -129,6 +129,8 @@ BAD = [
         ValueError,
         r"curve 'a' of shape \(N,\) with at least one entry, got \(2, 2\)",
     ),
+    (lambda: plot.cosines({}), ValueError, "expected at least one layer, each with 1 to 8 rules, got "),
+    (lambda: plot.cosines({"layer 0": {}}), ValueError, r"each with 1 to 8 rules, got \[0\]"),
     (lambda: plot.learning_curve({"a": []}), ValueError, r"curve 'a'.*got \(0,\)"),
     (lambda: plot.learning_curve({"a": [1.0]}, every=0), ValueError, "expected every to be a whole number"),
 ]
