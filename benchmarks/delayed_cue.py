@@ -45,7 +45,7 @@ only noise; then, at a go signal, 5 steps of answer, the only ones with a loss (
 is 25 %.
 
 {sizes}: time constants of the LIF layers log-uniform over {low:g} to {high:g} steps, one per neuron; of the LI
-readout {readout:g} steps, so that it cannot bridge the delay by itself. {updates} updates, each of {lanes} sequences
+readout {readout:g} steps, so that it cannot bridge the delay by itself (chosen by trying some with seed 0). {updates} updates, each of {lanes} sequences
 when they end; Adam, the learning rate falling along a cosine from the best of {rates} on validation sequences. K is the
 window: with K = 1 nothing but the rule's traces is kept of the past. Accuracy on {tests:,} fresh sequences, mean
 and standard deviation of three seeds, each of which gives every rule the same network and the same sequences; seconds

@@ -83,7 +83,7 @@ in which is asked on which side there were more, the only ones with a loss (`tra
 after Bellec et al. 2020, [doi:10.1038/s41467-020-17236-y](https://doi.org/10.1038/s41467-020-17236-y)). Chance is 50 %.
 
 {sizes}: LIF neurons without recurrent weights, with time constants log-uniform over {low:,g} to {high:,g} steps, one
-per neuron, and a perfect integrator (LI, beta = 1) as the readout. {updates} updates, each of {lanes} sequences when
+per neuron, and a perfect integrator (LI, beta = 1) as the readout, chosen by trying some with seed 0. {updates} updates, each of {lanes} sequences when
 they end; Adam, the learning rate falling along a cosine from the best of {rates} on validation sequences. K is the
 window; kept are `state_bytes` and the `tape_bytes` of a window, of all {lanes} lanes. Accuracy on {tests:,} fresh
 sequences, mean and standard deviation of three seeds, each of which gives every rule the same network and the same
