@@ -48,6 +48,14 @@ class Case:
             return self.make(rule, seed + 1)
         return model, x, ls
 
+    def accepts(self, rule: Rule) -> bool:
+        """Whether the rule can serve the model; what is refused is tested in test_errors."""
+        try:
+            self.make(rule)
+        except ValueError:
+            return False
+        return True
+
 
 def hidden(n: int = N, m: int = HIDDEN, **options: object) -> tt.LIF:
     return tt.LIF(n, m, **(LEARNED | F64 | {"beta": 0.85, "threshold": 0.9} | options))
@@ -105,4 +113,58 @@ A_BETA_PER_NEURON = [
     Case("LIF, a beta per neuron", lambda rule: hidden(N, M, beta=torch.linspace(0.5, 0.95, M), rule=rule)),
     Case("LI, a beta per neuron", lambda rule: tt.LI(N, M, tau=[2.0, 4, 8, 16, 32], learn_beta=True, rule=rule, **F64)),
 ]
-ALL = ONE_LAYER + UNDER_A_LINEAR_HEAD + DEEP + A_BETA_PER_NEURON
+TAUS = {"tau": torch.linspace(2.0, 12.0, HIDDEN).tolist(), "beta": None}
+RECURRENT = [
+    Case("recurrent", lambda rule: hidden(N, M, recurrent=True, rule=rule)),
+    Case(
+        "recurrent, no self connections",
+        lambda rule: hidden(N, M, recurrent=True, self_connections=False, rule=rule),
+    ),
+    Case(
+        "stacked recurrent, betas per neuron",
+        lambda rule: tt.Sequential(
+            hidden(recurrent=True, **TAUS),
+            hidden(HIDDEN, HIDDEN, recurrent=True, self_connections=False),
+            tt.LI(HIDDEN, M, **F64),
+            rule=rule,
+        ),
+    ),
+]
+CONCAT = [
+    Case(
+        "a layer that feeds several",
+        lambda rule: tt.Sequential(
+            hidden(),
+            tt.Concat(hidden(HIDDEN, 4), nn.Linear(HIDDEN, 3, **F64), tt.LI(HIDDEN, 2, beta=0.7, **F64)),
+            tt.LI(9, M, beta=0.95, **F64),
+            rule=rule,
+        ),
+    ),
+    Case(
+        "two readouts",
+        lambda rule: tt.Sequential(
+            hidden(), tt.Concat(tt.LI(HIDDEN, 2, beta=0.7, **F64), tt.LI(HIDDEN, M - 2, beta=0.95, **F64)), rule=rule
+        ),
+    ),
+    Case(
+        "two inputs' layers, one of them recurrent",
+        lambda rule: tt.Sequential(
+            tt.Concat(hidden(N, 4, recurrent=True), tt.Sequential(hidden(N, 5), nn.Tanh())), hidden(9, M), rule=rule
+        ),
+    ),
+]
+MIXED = [
+    Case(
+        "a rule for each layer",
+        lambda rule: tt.Sequential(
+            hidden(rule=tt.Eligibility()),
+            hidden(HIDDEN, HIDDEN, rule=tt.MeanField(nodes=4)),
+            tt.Softmax(HIDDEN, 6, generator=torch.Generator().manual_seed(5), rule=tt.InputTrace(), **F64),
+            hidden(6, HIDDEN, rule=tt.Truncated()),
+            hidden(HIDDEN, M, recurrent=True),
+            rule=rule,
+        ),
+    )
+]
+ALL = ONE_LAYER + UNDER_A_LINEAR_HEAD + DEEP + A_BETA_PER_NEURON + RECURRENT + CONCAT
+RULES = [tt.InputTrace(), tt.Truncated(), tt.MeanField(), tt.Eligibility()]

@@ -21,8 +21,39 @@ def equals_bptt(model: Online, x: Tensor, ls: Tensor, window: int) -> None:
     testing.assert_gradients_close(actual, expected)
 
 
-def masked_reset_is_a_fresh_start(model: Online, x: Tensor, ls: Tensor, reset_at: list[int], window: int) -> None:
-    """Lanes that are reset at steps of their own give the sum of the gradients of separate single-lane runs."""
+def gradients_in(model: Online, x: Tensor, ls: Tensor, sections: list[int]) -> testing.Gradients:
+    """What `model.backward` accumulates from rest, when x and ls are cut into these sections."""
+    model.reset()
+    model.zero_grad()
+    for x_window, ls_window in zip(x.split(sections), ls.split(sections), strict=True):
+        model.window(x_window)
+        model.backward(ls_window)
+    return gradients_of(model)
+
+
+def gradients_of(model: Online) -> testing.Gradients:
+    """What is in `.grad`."""
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def last_step_alone(ls: Tensor) -> Tensor:
+    """A learning signal at the last step and nowhere else."""
+    return torch.cat([torch.zeros_like(ls[:-1]), ls[-1:]])
+
+
+def relative_errors(actual: testing.Gradients, expected: testing.Gradients) -> dict[str, float]:
+    """`|actual - expected| / |expected|` by parameter."""
+    assert actual.keys() == expected.keys()
+    return {name: ((actual[name] - e).norm() / e.norm()).item() for name, e in expected.items()}
+
+
+def masked_reset_is_a_fresh_start(
+    model: Online, x: Tensor, ls: Tensor, reset_at: list[int], window: int, exact: bool = False
+) -> None:
+    """Lanes that are reset at steps of their own give the sum of the gradients of separate single-lane runs.
+
+    Of the model in windows; where it is exact, of BPTT.
+    """
     together = copy.deepcopy(model)
     together.reset()
     together.zero_grad()
@@ -40,6 +71,10 @@ def masked_reset_is_a_fresh_start(model: Online, x: Tensor, ls: Tensor, reset_at
         for part in (slice(0, at), slice(at, len(x))):
             if part.stop == part.start:
                 continue
-            for name, gradient in testing.online_gradients(model, own_x[part], own_ls[part], window).items():
+            if exact:
+                gradients = testing.bptt_gradients(model, own_x[part], own_ls[part])
+            else:
+                gradients = testing.online_gradients(model, own_x[part], own_ls[part], window)
+            for name, gradient in gradients.items():
                 expected[name] = expected.get(name, 0) + gradient
     testing.assert_gradients_close(actual, expected)

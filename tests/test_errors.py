@@ -379,6 +379,136 @@ def test_a_perfect_integrator_that_feeds_another_is_refused() -> None:
     lowest.backward(torch.ones(B, M))
 
 
+@pytest.mark.xfail(strict=True, reason="nodes that are there for other layers count as feeding this one")
+@pytest.mark.parametrize(
+    ("rule", "betas"),
+    [
+        (tt.MeanField(), (1.0, 0.5, 0.9)),
+        (tt.MeanField(), (0.7, 1.0, 0.5, 0.9)),
+        (tt.Eligibility(), (0.7, 1.0, 0.5, 0.9)),
+    ],
+    ids=str,
+)
+def test_a_perfect_integrator_under_leaky_layers_is_accepted(rule: tt.rules.Rule, betas: tuple[float, ...]) -> None:
+    layers = [tt.LIF(N if i == 0 else H, H, beta=beta) for i, beta in enumerate(betas[:-1])]
+    model = tt.Sequential(*layers, tt.LI(H, M, beta=betas[-1]), rule=rule)
+    model(torch.ones(B, N))
+    model.backward(torch.ones(B, M))
+
+
+@pytest.mark.parametrize(
+    ("build", "kind", "message"),
+    [
+        (lambda: tt.MeanField(nodes=0), ValueError, "MeanField: expected nodes to be a whole number of at least 1"),
+        (lambda: tt.Eligibility(nodes=2.5), TypeError, "Eligibility: expected nodes to be a whole number"),
+        (lambda: tt.InputTrace(nodes=-1), ValueError, "InputTrace: expected nodes to be a whole number of at least 1"),
+        (lambda: tt.MeanField(span=(0.0, 5.0)), ValueError, r"expected span to be the shortest .* got \(0.0, 5.0\)"),
+        (lambda: tt.MeanField(span=(9.0, 5.0)), ValueError, r"Give for example span=\(2.0, 50.0\)"),
+        (lambda: tt.InputTrace(span=(2.0, float("inf"))), ValueError, "InputTrace: expected span"),
+        (lambda: tt.MeanField(hops=-1), ValueError, "MeanField: expected hops to be a whole number of at least 1"),
+        (
+            lambda: tt.Eligibility(paths="some"),
+            ValueError,
+            "Eligibility: expected paths to be 'all' or 'own', got 'some'",
+        ),
+        (
+            lambda: tt.Sequential(tt.LI(N, M), horizon=0),
+            ValueError,
+            "Sequential: expected horizon to be a whole number",
+        ),
+        (lambda: tt.Concat(tt.LI(N, M), horizon=1.5), TypeError, "Concat: expected horizon to be a whole number"),
+        (lambda: setattr(tt.LI(N, M), "horizon", -3), ValueError, "LI: expected horizon to be a whole number"),
+        (lambda: tt.LI(N, M).break_even(window=0), ValueError, "expected window to be a whole number of at least 1"),
+        (lambda: tt.Concat(), ValueError, "Concat: expected at least one layer of tracetorch, got none"),
+        (lambda: tt.Concat(nn.Linear(N, M)), ValueError, "Concat: expected at least one layer of tracetorch"),
+        (
+            lambda: tt.Concat(tt.LIF(N, H), nn.BatchNorm1d(N)),
+            TypeError,
+            "Concat, module 1: expected modules that treat each step and lane by itself, got BatchNorm1d",
+        ),
+        (
+            lambda: tt.Sequential(nn.Flatten(), tt.LI(N, M)).break_even(),
+            ValueError,
+            "expected a model that starts with a layer",
+        ),
+    ],
+)
+def test_bad_rules_horizons_and_branches_are_refused(
+    build: Callable[[], object], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        build()
+
+
+def test_branches_of_other_shapes_are_refused_and_leave_the_state() -> None:
+    model = tt.Concat(tt.LIF(N, H), tt.Sequential(tt.LIF(N, H), nn.Unflatten(-1, (H, 1))))
+    with pytest.raises(
+        ValueError, match=r"Concat: expected outputs that differ .* got the shapes \[\(3,\), \(3, 1\)\]"
+    ):
+        model(torch.ones(B, N))
+    assert model[0].mem is None
+    model = tt.Concat(tt.LIF(N, H), tt.LIF(N + 1, H))
+    with pytest.raises(ValueError, match=r"Concat, module 1: LIF: expected 5 inputs, got \(4,\)"):
+        model(torch.ones(B, N))
+    assert model[0].mem is None
+
+
+def test_a_branch_that_was_called_by_itself_is_noticed() -> None:
+    model = tt.Sequential(tt.LIF(N, H), tt.Concat(tt.LI(H, 1), tt.LI(H, 1)))
+    model(torch.ones(B, N))
+    model[1][0](torch.ones(B, H))
+    with pytest.raises(RuntimeError, match="module 1: Concat, module 0: LI: expected to be as the model's latest call"):
+        model.backward(torch.ones(B, 2))
+    model(torch.ones(B, N))
+    model[1](torch.ones(B, H))
+    with pytest.raises(RuntimeError, match="module 1: Concat: expected to be as the model's latest call"):
+        model.backward(torch.ones(B, 2))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda _: None,
+        lambda nodes: {"0": nodes["0"]},
+        lambda nodes: nodes | {"0": ["a"]},
+        lambda nodes: nodes | {"0": [0.5, 1.5]},
+        lambda nodes: nodes | {"0": [[0.5]]},
+        lambda nodes: nodes | {"0": [float("nan")]},
+        lambda _: [0.5],
+    ],
+)
+def test_a_state_with_other_nodes_is_refused(spoil: Callable) -> None:
+    torch.manual_seed(0)
+    model = tt.Sequential(tt.LIF(N, H, learn_beta=True), tt.LI(H, M), rule=tt.Eligibility())
+    model(torch.ones(B, N))
+    model.backward(torch.ones(B, M))
+    state = model.stream_state()
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match=r"load_stream_state: expected the nodes of each layer's bank"),
+    ):
+        model.load_stream_state(state | {"nodes": spoil(state["nodes"])})
+
+
+def test_a_state_with_fewer_nodes_is_refused_and_the_bank_stays() -> None:
+    model = tt.Sequential(tt.LIF(N, H, learn_beta=True), tt.LI(H, M), rule=tt.MeanField())
+    model(torch.ones(B, N))
+    model.backward(torch.ones(B, M))
+    state, nodes = model.stream_state(), model.banks()["0"].nodes
+    state["nodes"]["0"] = state["nodes"]["0"][1:]
+    with unchanged(model), pytest.raises(ValueError, match="Build the model as it was when the state was saved"):
+        model.load_stream_state(state)
+    assert torch.equal(model.banks()["0"].nodes, nodes)
+    model.backward(torch.ones(B, M))
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_states_of_other_versions_are_refused(version: int) -> None:
+    model = make()
+    with unchanged(model), pytest.raises(ValueError, match=f"expected a stream state of version 2, got {version}"):
+        model.load_stream_state(model.stream_state() | {"version": version})
+
+
 def test_sizes_that_do_not_fit_are_refused_and_leave_the_layers_below_as_they_were() -> None:
     model = tt.Sequential(tt.LIF(N, H), tt.LI(H + 1, M))
     with pytest.raises(

@@ -4,7 +4,23 @@ import pytest
 import torch
 
 import tracetorch as tt
-from cases import A_BETA_PER_NEURON, DEEP, F64, HIDDEN, ONE_LAYER, UNDER_A_LINEAR_HEAD, WINDOWS, Case, M, T, hidden
+from cases import (
+    ALL,
+    DEEP,
+    F64,
+    HIDDEN,
+    MIXED,
+    ONE_LAYER,
+    RULES,
+    UNDER_A_LINEAR_HEAD,
+    WINDOWS,
+    B,
+    Case,
+    M,
+    N,
+    T,
+    hidden,
+)
 from checks import equals_bptt, masked_reset_is_a_fresh_start
 from tracetorch import testing
 
@@ -15,23 +31,17 @@ def test_input_trace_is_exact_with_any_window(case: Case, window: int) -> None:
     equals_bptt(*case.make(tt.InputTrace()), window)
 
 
-@pytest.mark.parametrize("rule", [tt.InputTrace(), tt.Truncated()], ids=str)
-@pytest.mark.parametrize("case", ONE_LAYER + UNDER_A_LINEAR_HEAD + DEEP, ids=str)
+@pytest.mark.parametrize(
+    ("case", "rule"), [(case, rule) for case in ALL + MIXED for rule in RULES if case.accepts(rule)], ids=str
+)
 def test_every_exact_rule_is_exact_when_the_window_is_the_sequence(case: Case, rule: tt.rules.Rule) -> None:
     equals_bptt(*case.make(rule), T)
 
 
-@pytest.mark.parametrize("case", A_BETA_PER_NEURON, ids=str)
-def test_truncated_takes_a_beta_per_neuron(case: Case) -> None:
-    equals_bptt(*case.make(tt.Truncated()), T)
-
-
-def test_mixed_exact_rules_are_exact_when_the_window_is_the_sequence() -> None:
-    def build(rule: tt.rules.Rule) -> tt.Sequential:
-        slow_and_fast = tt.LI(HIDDEN, M, tau=[2.0, 4, 8, 16, 32], rule=tt.Truncated(), **F64)
-        return tt.Sequential(hidden(rule=tt.Truncated()), hidden(HIDDEN), slow_and_fast, rule=rule)
-
-    equals_bptt(*Case("mixed", build).make(tt.InputTrace()), T)
+def test_every_case_is_served_by_most_rules() -> None:
+    """The table above leaves out what is refused: that must not be much."""
+    refused = [(str(case), str(rule)) for case in ALL + MIXED for rule in RULES if not case.accepts(rule)]
+    assert refused == [("a Softmax inside", "MeanField()"), ("a Softmax inside", "Eligibility()")]
 
 
 @pytest.mark.parametrize("case", DEEP[:2], ids=str)
@@ -74,3 +84,40 @@ def test_an_optimizer_step_between_windows_leaves_earlier_traces_right() -> None
         layer.raw_beta += 1.0
     layer(x)  # folds the second step in, which was run with 0.8
     torch.testing.assert_close(layer._state.traces.weight[:, 0], 0.8 * x + x, rtol=1e-12, atol=0)
+
+
+def test_eligibility_matrices_advance_with_the_betas_of_their_steps() -> None:
+    """E_t = q E_{t-1} + psi_t (beta_t Z_{t-1} + x_t), Z_t = beta_t Z_{t-1} + x_t, while beta and theta change."""
+    torch.manual_seed(0)
+    model = tt.Sequential(hidden(threshold=0.4), tt.LI(HIDDEN, M, beta=0.9, **F64), rule=tt.Eligibility())
+    layer, q = model[0], model[1].beta
+    z, e = torch.zeros(B, N, **F64), torch.zeros(B, HIDDEN, N, **F64)
+    for x in torch.rand(6, B, N, **F64):
+        beta = layer.beta
+        model(x)
+        z = beta * z + x  # dp/dW of this step, and dv/dW after it
+        e = q * e + layer.surrogate.slope(layer._segments[-1].tape.record.u)[0, :, :, None] * z[:, None]
+        with torch.no_grad():
+            layer.raw_beta += 0.3
+            layer.raw_threshold += 0.1
+    traces = layer._advanced_state().traces
+    torch.testing.assert_close(traces.own.weight[:, 0], z, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(traces.signal.weight[:, 0], e, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rule", [tt.InputTrace(), tt.MeanField(), tt.Eligibility()], ids=str)
+def test_one_layers_weights_get_the_sum_over_the_copies_that_saw_the_data(rule: tt.rules.Rule) -> None:
+    """Learning while the stream goes on: what is frozen (beta, theta) leaves the traces of earlier steps exact."""
+    case = Case("", lambda rule: hidden(N, M, learn_beta=False, learn_threshold=False, rule=rule))
+    model, x, ls = case.make(rule)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    slopes, inputs = [], []
+    for x_t, ls_t in zip(x, ls, strict=True):
+        model(x_t)
+        slopes.append(model.surrogate.slope(model._segments[-1].tape.record.u)[0])
+        inputs.append(x_t)
+        optimizer.zero_grad()
+        model.backward(ls_t)
+        trace = sum(model.beta**k * past for k, past in enumerate(reversed(inputs)))
+        torch.testing.assert_close(model.weight.grad, (slopes[-1] * ls_t).t() @ trace, rtol=1e-10, atol=1e-10)
+        optimizer.step()

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import tracetorch as tt
-from cases import ALL, F64, HIDDEN, ONE_LAYER, Case, M, N, T, hidden
+from cases import ALL, F64, HIDDEN, ONE_LAYER, RULES, Case, M, N, T, hidden
 from tracetorch import testing
 from tracetorch.rules.base import Wanted
 
-RULES = [tt.InputTrace(), tt.Truncated(), tt.MeanRate(value="measured"), tt.MeanRate(learn_decay=True)]
+WITH_MEAN_RATE = [*RULES, tt.MeanRate(value="measured"), tt.MeanRate(learn_decay=True)]
 
 
 def fresh_generators(model: tt.nn.online.Online, seed: int = 3) -> None:
@@ -21,30 +21,17 @@ def fresh_generators(model: tt.nn.online.Online, seed: int = 3) -> None:
             module.neuron.generator = torch.Generator().manual_seed(seed)
 
 
-def assert_same_state(a: dict, b: dict) -> None:
+def assert_same_state(a: dict, b: dict, atol: float = 1e-12) -> None:
     assert a["lanes"] == b["lanes"]
     for name, tensors in a["tensors"].items():
         assert tensors.keys() == b["tensors"][name].keys()
         for key, value in tensors.items():
-            torch.testing.assert_close(value, b["tensors"][name][key], rtol=1e-10, atol=1e-12, msg=f"{name}.{key}")
-
-
-def serves(case: Case, rule: tt.rules.Rule) -> bool:
-    try:
-        case.make(rule)
-    except ValueError:  # a beta per neuron, a perfect integrator: tested in test_errors
-        return False
-    return True
+            torch.testing.assert_close(value, b["tensors"][name][key], rtol=1e-10, atol=atol, msg=f"{name}.{key}")
 
 
 @pytest.mark.parametrize(
     ("case", "rule"),
-    [
-        (case, rule)
-        for case in ALL
-        for rule in (tt.InputTrace(), tt.Truncated(), tt.MeanRate(value="measured"))
-        if serves(case, rule)
-    ],
+    [(case, rule) for case in ALL for rule in (*RULES, tt.MeanRate(value="measured")) if case.accepts(rule)],
     ids=str,
 )
 def test_steps_and_windows_give_the_same_outputs_and_states(case: Case, rule: tt.rules.Rule) -> None:
@@ -57,10 +44,12 @@ def test_steps_and_windows_give_the_same_outputs_and_states(case: Case, rule: tt
         results.append((y, model.stream_state()))
     for y, state in results[1:]:
         torch.testing.assert_close(y, results[0][0], rtol=1e-10, atol=1e-12)
-        assert_same_state(state, results[0][1])
+        # a bank in which eligibility matrices are written goes on from window to window with its small error
+        banked = isinstance(rule, tt.Eligibility) and "betas per neuron" in case.name
+        assert_same_state(state, results[0][1], 2e-3 if banked else 1e-12)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("rule", WITH_MEAN_RATE, ids=str)
 def test_lanes_are_independent(rule: tt.rules.Rule) -> None:
     model = tt.Sequential(hidden(), hidden(HIDDEN, M), tt.LI(M, M, **F64), rule=rule)
     torch.manual_seed(0)
@@ -90,7 +79,7 @@ def test_booleans_are_cast() -> None:
     assert torch.equal(layer(x.double()), y)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("rule", WITH_MEAN_RATE, ids=str)
 def test_a_stream_state_round_trips(rule: tt.rules.Rule) -> None:
     torch.manual_seed(0)
     model = tt.Sequential(hidden(), tt.LI(HIDDEN, M, learn_beta=True, **F64), rule=rule)
@@ -513,3 +502,178 @@ def test_each_softmax_with_its_own_generator_is_the_same_for_any_cut() -> None:
 
     x = torch.rand(T, 2, N, **F64)
     assert torch.equal(run([T]), run([5, 9, 7]))
+
+
+NESTED = [
+    lambda model: model[0].state_bytes(),
+    lambda model: model[0].tape_bytes(2, 3),
+    lambda model: model[0].banks(),
+    lambda model: model[0].stream_state(),
+    lambda model: model[1].banks(),
+    lambda model: model[:2].state_bytes(),
+    lambda model: model.banks(),
+    lambda model: model.stream_state(),
+    lambda model: model.state_bytes(),
+    lambda model: model.break_even(),
+    lambda model: copy.deepcopy(model),
+    lambda model: testing.spike_rates(model, torch.rand(5, 2, N, **F64)),
+]
+
+
+@pytest.mark.parametrize("ask", NESTED)
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_question_in_mid_stream_changes_nothing(rule: tt.rules.Rule, ask) -> None:
+    """Of the model or of a part of it, between calls, and between a call and its backward."""
+    torch.manual_seed(0)
+    model = tt.Sequential(hidden(), hidden(HIDDEN, HIDDEN), tt.LI(HIDDEN, M, **F64), rule=rule)
+    x, ls = torch.rand(9, 2, N, **F64), torch.randn(9, 2, M, **F64)
+    expected = testing.online_gradients(model, x, ls, 3)
+    for x_window, ls_window in zip(x.split(3), ls.split(3), strict=True):
+        ask(model)
+        model.window(x_window)
+        ask(model)
+        model.backward(ls_window)
+    testing.assert_gradients_close({name: p.grad for name, p in model.named_parameters()}, expected)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_part_that_ran_by_itself_leaves_a_model_that_can_be_saved(rule: tt.rules.Rule) -> None:
+    torch.manual_seed(0)
+    model = tt.Sequential(hidden(), tt.LI(HIDDEN, M, **F64), rule=rule)
+    x, ls = torch.rand(12, 2, N, **F64), torch.randn(12, 2, M, **F64)
+    model.window(x[:4])
+    model[0].window(x[4:6])
+    model.window(x[6:9])
+    state = model.stream_state()
+    kept = sum(tensor.nbytes for tensors in state["tensors"].values() for tensor in tensors.values())
+    assert kept == model.state_bytes()
+    other = copy.deepcopy(model)
+    other.reset()
+    other.load_stream_state(state)
+    for part in (model, other):
+        part.window(x[9:])
+        part.backward(ls[9:])
+    testing.assert_gradients_close(*({n: p.grad for n, p in part.named_parameters()} for part in (other, model)))
+    model.reset()
+    model.zero_grad()
+    actual = testing.online_gradients(model, x, ls, 4)
+    fresh = tt.Sequential(*copy.deepcopy(list(model)), rule=rule)
+    testing.assert_gradients_close(actual, testing.online_gradients(fresh, x, ls, 4))
+
+
+def test_models_that_share_a_layer_one_after_the_other_are_told_apart() -> None:
+    """Slices are models of their own, made and thrown away: none is taken for another that has its place in memory."""
+    torch.manual_seed(0)
+    model = tt.Sequential(hidden(), hidden(HIDDEN, HIDDEN), tt.LI(HIDDEN, M, **F64), rule=tt.Eligibility())
+    x, ls = torch.rand(9, 2, N, **F64), torch.randn(9, 2, HIDDEN, **F64)
+    for cut in (2, 1, 2, 1):
+        part = model[:cut]
+        part.window(x[:4])
+        part.window(x[4:])
+        part.backward(ls[4:])
+        banks = {name: len(bank.nodes) for name, bank in part.banks().items()}
+        alone = copy.deepcopy(part)
+        alone.reset()
+        alone.window(x)
+        assert banks == {name: len(bank.nodes) for name, bank in alone.banks().items()}
+        kept = [t for tensors in part.stream_state()["tensors"].values() for t in tensors.values()]
+        assert sum(t.nbytes for t in kept) == part.state_bytes() == alone.state_bytes()
+        del part, alone
+
+
+@pytest.mark.xfail(strict=True, reason="a part by itself has no layers above, and no place for what they hand down")
+def test_a_nested_parts_state_round_trips() -> None:
+    model = tt.Sequential(hidden(), tt.LI(HIDDEN, M, **F64), rule=tt.Eligibility())
+    model.window(torch.rand(5, 2, N, **F64))
+    state = model[0].stream_state()
+    model[0].load_stream_state(state)
+    assert_same_state(model[0].stream_state(), state)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_what_is_frozen_changes_no_other_gradient(rule: tt.rules.Rule) -> None:
+    """Each parameter, each module, and all but one module: signals and adjoints still pass where they are wanted."""
+    torch.manual_seed(0)
+    model = tt.Sequential(
+        hidden(),
+        hidden(HIDDEN, HIDDEN, recurrent=True),
+        torch.nn.Linear(HIDDEN, HIDDEN, **F64),
+        tt.Concat(hidden(HIDDEN, 3), tt.LI(HIDDEN, 2, learn_beta=True, **F64)),
+        rule=rule,
+    )
+    x, ls = torch.rand(12, 2, N, **F64), torch.randn(12, 2, 5, **F64)
+    model.calibrate(x)
+    expected = testing.online_gradients(model, x, ls, 3)
+    modules = ["0", "1", "2", "3", "3.0", "3.1"]
+    frozen = [[name] for name in expected]
+    frozen += [[name for name in expected if name.startswith(module)] for module in modules]
+    frozen += [[name for name in expected if not name.startswith(module)] for module in modules]
+    for names in frozen:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in names)
+        actual = testing.online_gradients(model, x, ls, 3)
+        testing.assert_gradients_close(actual, {name: g for name, g in expected.items() if name not in names})
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_traces_move_with_the_parameters_in_mid_stream(rule: tt.rules.Rule) -> None:
+    taus = torch.linspace(2, 9, HIDDEN).tolist()
+    model = tt.Sequential(tt.LIF(N, HIDDEN, tau=taus, learn_beta=True), tt.LI(HIDDEN, M, learn_beta=True), rule=rule)
+    torch.manual_seed(0)
+    x, ls = torch.rand(12, 2, N), torch.randn(6, 2, M, **F64)
+    model.calibrate(x)
+    double = copy.deepcopy(model).double()
+    model.window(x[:6])
+    model.double()
+    double.window(x[:6].double())
+    for part in (model, double):
+        part.window(x[6:].double())
+        part.backward(ls)
+    actual, expected = ({n: p.grad for n, p in part.named_parameters()} for part in (model, double))
+    testing.assert_gradients_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rule", [tt.MeanField(), tt.Eligibility()], ids=str)
+def test_constants_loaded_in_mid_stream_are_the_exponentials_from_then_on(rule: tt.rules.Rule) -> None:
+    model, other = (tt.Sequential(hidden(), tt.LI(HIDDEN, M, beta=beta, **F64), rule=rule) for beta in (0.9, 0.5))
+    x = torch.rand(4, 2, N, **F64)
+    model.window(x)
+    model.load_state_dict(other.state_dict())
+    model.window(x)
+    assert model[1]._segments[-1].tape.nodes.own.tolist() == [0.5]
+
+
+class Masks(torch.nn.Module):
+    """The masks that a Dropout drew, one after the other."""
+
+    def __init__(self, masks: torch.Tensor) -> None:
+        super().__init__()
+        self.masks = iter(masks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * next(self.masks)
+
+
+def test_within_a_horizon_a_dropout_replays_all_its_masks() -> None:
+    torch.manual_seed(0)
+    model = tt.Sequential(tt.LI(N, HIDDEN, **F64), torch.nn.Dropout(0.5), tt.LI(HIDDEN, M, **F64), horizon=T)
+    x, ls = torch.rand(T, 2, N, **F64), torch.randn(T, 2, M, **F64)
+    for x_window, ls_window in zip(x.split(4), ls.split(4), strict=True):
+        model.window(x_window)
+        model.backward(ls_window)
+    kept = torch.cat([segment.tape.x != 0 for segment in model[2]._segments])
+    expected = testing.bptt_gradients(tt.Sequential(model[0], Masks(2.0 * kept), model[2]), x, ls)
+    testing.assert_gradients_close({name: p.grad for name, p in model.named_parameters()}, expected)
+
+
+def test_a_state_saved_in_eval_mode_goes_on_with_fresh_traces() -> None:
+    model = tt.Sequential(hidden(), tt.LI(HIDDEN, M, learn_beta=True, **F64), rule=tt.Eligibility())
+    x = torch.rand(4, 2, N, **F64)
+    model.eval().window(x)
+    state = model.stream_state()
+    model.train().load_stream_state(state)
+    mem = model[0].mem
+    model.window(x)
+    torch.testing.assert_close(model[0]._segments[-1].tape.start.mem, mem)
+    assert model[0]._state.traces.signal.weight.abs().sum() == 0
+    model.backward(torch.ones(4, 2, M, **F64))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from ..rules import Rule
 from ..rules.base import ModelDecays, Wanted
 from .container import Container, named
 from .online import Online, PartBackward, Proposal, Rescaling
-from .streaming import Call, Handed
+from .streaming import Call, Handed, Plans
 
 
 class Concat(Container):
@@ -45,30 +46,39 @@ class Concat(Container):
         horizon: int | None = None,
     ) -> None:
         super().__init__(*modules, rule=rule, horizon=horizon)
-        self._proposed_widths: list[int] = []  # of the parts' outputs
-        self._widths: list[int] = []  # of those of the latest call
-        self._places: list[list[int] | None] = []  # where each part's exponentials stand among those handed down
+        self._widths: list[int] = []  # of the parts' outputs in the latest call
+        self._places: list[list[int] | None] = []  # where each part's exponentials stand among those handed down in it
 
-    def _hand_nodes(self, above: Handed | None, decays: Callable[[], ModelDecays] | None) -> Handed | None:
+    def _hand_nodes(
+        self,
+        above: Handed | None,
+        decays: Callable[[], ModelDecays],
+        plans: Plans,
+        grids: Mapping[int, Tensor | None] | None,
+    ) -> Handed | None:
         union: list[Tensor] = []
-        constant: dict[float, int] = {}  # exponentials that several parts have in common are handed down once
-        self._places, fresh, moving = [], False, False
+        found: dict[float, int] = {}  # exponentials that several parts have in common are handed down once
+        all_places: list[list[int] | None] = []
+        fresh = live = moving = False
         for name, part in self._named_parts():
             with named(self, name):
-                handed = part._hand_nodes(above, decays)
+                handed = part._hand_nodes(above, decays, plans, grids)
             if handed is None:
-                self._places.append(None)
+                all_places.append(None)
                 continue
-            places = []
-            for value in handed.nodes:
-                key = float("nan") if handed.moving else value.item()
-                if key not in constant:
-                    constant[key] = len(union)
-                    union.append(value)
-                places.append(constant[key])
-            self._places.append(places)
-            fresh, moving = fresh or handed.fresh, moving or handed.moving
-        return Handed(torch.stack(union), fresh, moving) if union else None
+            places: list[int] = []
+            for node in handed.nodes:
+                place = None if handed.moving else found.get(node.item())
+                if place is None:
+                    place = len(union)
+                    union.append(node)
+                    if not handed.moving:
+                        found[node.item()] = place
+                places.append(place)
+            all_places.append(places)
+            fresh, live, moving = fresh or handed.fresh, live or handed.live, moving or handed.moving
+        plans[id(self)] = all_places
+        return Handed(torch.stack(union), fresh, live, moving) if union else None
 
     def _propose(self, x: Tensor, call: Call) -> tuple[Tensor, list[Proposal]]:
         proposals: list[Proposal] = []
@@ -84,12 +94,12 @@ class Concat(Container):
                 f"Concat: expected outputs that differ in their last dimension alone, got the shapes "
                 f"{[tuple(y.shape[2:]) for y in outputs]} for each step and lane. Flatten them first."
             )
-        self._proposed_widths = [y.shape[-1] for y in outputs]
-        return torch.cat(outputs, -1), [*proposals, Proposal(self, list(self))]
+        kept = (list(self), [y.shape[-1] for y in outputs], call.plans.get(id(self), []))
+        return torch.cat(outputs, -1), [*proposals, Proposal(self, kept)]
 
-    def _commit(self, step: list[nn.Module], call: Call) -> None:
-        super()._commit(step, call)
-        self._widths = self._proposed_widths
+    def _commit(self, step: Any, call: Call) -> None:
+        modules, self._widths, self._places = step
+        super()._commit(modules, call)
 
     def _backward(self, ls: list[Tensor | None], above: Tensor | None, wanted: Wanted, call: Call) -> PartBackward:
         parts = self._modules_as_run(call)

@@ -9,8 +9,8 @@ from typing import Any, Self, cast
 
 from torch import nn
 
-from ..rules import InputTrace, Rule
-from .layer import Layer, check_rule
+from ..rules import Rule
+from .layer import DEFAULT_RULE, Layer, check_rule
 from .online import Online, Part
 from .stateless import Stateless
 from .streaming import Call, TapeKeeper, stale
@@ -41,7 +41,7 @@ class Container(Online, nn.Sequential):
     @property
     def rule(self) -> Rule:
         """The learning rule of the layers that have none of their own. Setting it drops their traces."""
-        return self._given_rule or InputTrace()
+        return self._given_rule or DEFAULT_RULE
 
     @rule.setter
     def rule(self, rule: Rule) -> None:
@@ -163,6 +163,8 @@ class Container(Online, nn.Sequential):
             self._modules, self._adapters = before, adapters
             raise
         self._adapters = {name: adapter for name, adapter in self._adapters.items() if name in self._modules}
+        for part in self._parts():
+            part._fold()
         old = set(map(id, before.values()))
         self._share_rule(module for module in self if id(module) not in old)
         self._end("its modules were changed after the latest")
@@ -186,7 +188,7 @@ class Container(Online, nn.Sequential):
             raise stale(type(self).__name__)
         return self._named_parts()
 
-    def _commit(self, step: list[nn.Module], call: Call) -> None:
+    def _commit(self, step: Any, call: Call) -> None:
         self._run = (call, step)
 
     def _uses_adjoint(self) -> bool:

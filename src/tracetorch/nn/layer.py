@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self, cast
 
 import torch
@@ -18,8 +18,9 @@ from . import synapse as synapses
 from .constraint import OneOrEach, Positive, UnitInterval, firing_threshold, membrane_decay
 from .online import Online, PartBackward, Proposal, Rescaling
 from .state import LayerState, flatten, restored
-from .streaming import Call, Handed, TapeKeeper, full_precision, marked, stale
+from .streaming import Call, Handed, LayerPlan, Plans, TapeKeeper, full_precision, marked, stale
 
+DEFAULT_RULE = InputTrace()
 INPUT_RATE = 0.1  # the input that initialisation assumes: Bernoulli spikes at this rate per step
 RECURRENT_SHARE = 0.5  # of the membrane that initialisation aims at, from recurrent weights at the same rate
 MAX_INITIAL_BETA = 0.999  # initialisation treats slower membranes, perfect integrators too, like this one
@@ -49,6 +50,7 @@ class LayerStep(NamedTuple):
     state: LayerState
     record: Any
     segments: tuple[Segment, ...]  # empty where nothing is being learned
+    plan: LayerPlan | None  # None there
 
 
 def check_rule(where: str, rule: object) -> None:
@@ -101,8 +103,7 @@ class Layer(Online):
         self.neuron = neuron
         self._state: LayerState | None = None
         self._segments: tuple[Segment, ...] = ()
-        self._grid: Tensor | None = None  # the bank's nodes, chosen when a stream begins
-        self._nodes: Nodes | None = None  # those of the latest call
+        self._plan: LayerPlan | None = None  # what the traces are written in
         self._banks: list[Bank] = []
         self._warned_of_range = False
         self._own_rule: Rule | None = None
@@ -174,7 +175,7 @@ class Layer(Online):
         Setting it drops the traces. A rule with a learned decay adds the parameter `raw_decay`: set it before the
         optimizer is made.
         """
-        return self._own_rule or self._model_rule or InputTrace()
+        return self._own_rule or self._model_rule or DEFAULT_RULE
 
     @rule.setter
     def rule(self, rule: Rule) -> None:
@@ -207,7 +208,7 @@ class Layer(Online):
             self.register_buffer("feedback", torch.randn_like(self.weight).detach() * scale)
         elif self.rule.feedback != "random" and hasattr(self, "feedback"):
             del self.feedback
-        self._grid, self._banks = None, []
+        self._banks = []
         self._drop_traces()
         self._end("its rule was changed after the latest")
 
@@ -262,7 +263,7 @@ class Layer(Online):
         """The constrained parameters as they are now."""
         recurrent = None if self.recurrent_weight is None else self.recurrent_weight.detach()
         if recurrent is not None and not self.self_connections:
-            recurrent = recurrent.clone().fill_diagonal_(0)
+            recurrent.fill_diagonal_(0)  # whatever was loaded; its gradient is zero too
         return Values(self.beta, self.threshold, self._constrained("decay", UnitInterval), recurrent)
 
     def learns(self, name: str) -> bool:
@@ -298,27 +299,30 @@ class Layer(Online):
         """Zeros with the weights' dtype and device."""
         return torch.zeros(shape, dtype=self.weight.dtype, device=self.weight.device)
 
-    def bank(self, own: Tensor, above: Tensor | None) -> Bank:
-        """The bank of the layer's kernels, as beta is now, in the nodes `own`, for signals in the nodes `above`."""
-        beta = self.beta
+    def bank(self, own: Tensor, above: Tensor | None, beta: Tensor | None = None) -> Bank:
+        """The bank of the kernels of `beta`, as it is now by default, in the nodes `own` for signals in `above`."""
+        beta = self.beta if beta is None else beta
         for bank in self._banks:
             if bank.fits(own, beta, above):
                 return bank
-        self._check_range(own, beta)
+        self._check_range(own, above, beta)
         self._banks = [Bank(own, beta, above), *self._banks[:1]]
         return self._banks[0]
 
-    def _check_range(self, own: Tensor, beta: Tensor) -> None:
-        """Warn, once per stream, where a learned beta has left the range of the bank."""
-        inside = own[(own > 0) & (own < 1)]
-        if self._grid is None or self._warned_of_range or not self.learns("beta") or len(inside) == 0:
+    def _check_range(self, own: Tensor, above: Tensor | None, beta: Tensor) -> None:
+        """Warn, once per stream, where a learned beta, its own or one above, has left the range of the bank."""
+        plan, inside = self._plan, own[(own > 0) & (own < 1)]
+        if plan is None or plan.grid is None or self._warned_of_range or len(inside) == 0:
             return
-        if beta.min() < inside.min() or beta.max() > inside.max():
+        moved = beta.reshape(-1).double() if self.learns("beta") else own[:0]
+        if plan.above_moving and above is not None:
+            moved = torch.cat([moved, above])
+        if len(moved) and (moved.min() < inside.min() or moved.max() > inside.max()):
             self._warned_of_range = True
             warnings.warn(
                 f"{type(self).__name__}: expected learned betas to stay in the range of the bank, {inside.min():.4f} "
-                f"to {inside.max():.4f}, got {beta.min():.4f} to {beta.max():.4f}. Its exponentials fit them less and "
-                f"less. Call reset() to have them chosen anew, or give the rule a wider span.",
+                f"to {inside.max():.4f}, got {moved.min():.4f} to {moved.max():.4f}, which its exponentials fit "
+                f"less and less. Call reset() to have them chosen anew, or give the rule a wider span.",
                 stacklevel=2,
             )
 
@@ -327,20 +331,33 @@ class Layer(Online):
     def _feature_shape(self) -> tuple[int, ...]:
         return (self.in_features,)
 
-    def _hand_nodes(self, above: Handed | None, decays: Callable[[], ModelDecays] | None) -> Handed | None:
-        rule = self.rule
+    def _hand_nodes(
+        self,
+        above: Handed | None,
+        decays: Callable[[], ModelDecays],
+        plans: Plans,
+        grids: Mapping[int, Tensor | None] | None,
+    ) -> Handed | None:
+        rule, beta = self.rule, self.beta
         if not rule.uses_adjoint:
             above = None
-        if above is not None and above.fresh and self._state is not None and self._state.traces is not None:
-            self._drop_traces()
-        fresh = self._state is None or self._state.traces is None
-        if fresh and decays is not None:
-            self._warned_of_range = False
-            self._grid = rule.grid(self, None if above is None else above.nodes, decays())
-        beta = self.beta
-        own = beta.double().reshape(-1)[: int(beta.numel() == 1)] if self._grid is None else self._grid
-        self._nodes = Nodes(own, None if above is None else above.nodes)
-        return Handed(own, fresh, self._grid is None and self.learns("beta")) if rule.hands_adjoint else None
+        before = self._plan if self._state is not None and self._state.traces is not None else None
+        grid = None if before is None else before.grid
+        fresh = before is None or grids is not None or not _continues(before, above)
+        if grids is not None:
+            grid = grids[id(self)]
+        elif fresh:
+            grid = rule.grid(self, None if above is None else above.nodes, decays())
+            grid = None if grid is None else grid.to(self.weight.device)
+        live = beta.double().reshape(-1)[: 1 if beta.numel() == 1 else 0]  # none where each neuron has its own
+        own = live if grid is None else grid
+        nodes = Nodes(own, None if above is None else above.nodes)
+        plans[id(self)] = LayerPlan(
+            grid, nodes, above is not None and above.live, above is not None and above.moving, fresh
+        )
+        if not rule.hands_adjoint:
+            return None
+        return Handed(own, fresh, grid is None, grid is None and self.learns("beta"))
 
     def _uses_adjoint(self) -> bool:
         return self.rule.uses_adjoint
@@ -349,19 +366,19 @@ class Layer(Online):
         self._check_features(x)
         self._check_lanes(x)
         steps, lanes = x.shape[:2]
+        plan: LayerPlan | None = call.plans.get(id(self))
         leaving, staying = call.leaving(self._segments, steps)
-        state = (self._folded(leaving) if call.learning else self._state) or LayerState(self._rest(lanes), None)
+        before = self._folded(leaving) if call.learning else self._state
+        state = LayerState(self._rest(lanes), None) if before is None else before
         traces = None
-        if call.learning:
-            traces = self._fresh_traces(lanes) if state.traces is None else state.traces
+        segments: tuple[Segment, ...] = ()
         values = self.values()
         run = self.neuron.scan(values, self.current(x), state.neuron)
-        segments: tuple[Segment, ...] = ()
         if call.learning:
-            assert self._nodes is not None
-            tape = Tape(x, run.record, state.neuron, values, self._nodes)
-            segments = (*staying, Segment(tape, steps, call))
-        return run.y, [Proposal(self, LayerStep(LayerState(run.state, traces), run.record, segments))]
+            assert plan is not None
+            traces = self._fresh_traces(lanes, plan.nodes) if plan.fresh else state.traces
+            segments = (*staying, Segment(Tape(x, run.record, state.neuron, values, plan.nodes), steps, call))
+        return run.y, [Proposal(self, LayerStep(LayerState(run.state, traces), run.record, segments, plan))]
 
     def _check_features(self, x: Tensor) -> None:
         if x.shape[2:] != self._feature_shape():
@@ -378,7 +395,9 @@ class Layer(Online):
             )
 
     def _commit(self, step: LayerStep, call: Call) -> None:  # noqa: ARG002
-        self._state, self._segments = step.state, step.segments
+        self._state, self._segments, self._plan = step.state, step.segments, step.plan
+        if step.plan is not None and step.plan.fresh:
+            self._warned_of_range = False
 
     def _backward(self, ls: list[Tensor | None], above: Tensor | None, wanted: Wanted, call: Call) -> PartBackward:
         if not self._segments or self._segments[-1].call is not call or self._state is None:
@@ -419,10 +438,9 @@ class Layer(Online):
     def _rest(self, lanes: int) -> Any:
         return self.neuron.rest(self.zeros(lanes, self.out_features))
 
-    def _fresh_traces(self, lanes: int) -> Traces:
+    def _fresh_traces(self, lanes: int, nodes: Nodes) -> Traces:
         self.rule.check(self)
-        assert self._nodes is not None
-        return self.rule.start(self, lanes, self._nodes)
+        return self.rule.start(self, lanes, nodes)
 
     def _drop_traces(self) -> None:
         if self._state is not None:
@@ -446,6 +464,10 @@ class Layer(Online):
     def _forget(self) -> None:
         self._segments = ()
 
+    def _fold(self) -> None:
+        self._state = self._advanced_state()
+        self._forget()
+
     def _tape_tensors(self) -> list[Tensor]:
         tapes: list[Tape] = [segment.tape for segment in self._segments]
         return [tensor for tape in tapes for tensor in (tape.x, *tape.record, *tape.start)]
@@ -462,17 +484,15 @@ class Layer(Online):
     def _state_tensors(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in flatten(self._advanced_state()).items()}
 
-    def _state_from(self, where: str, tensors: dict[str, Tensor], lanes: int | None) -> LayerState | None:
+    def _state_from(self, where: str, tensors: dict[str, Tensor], lanes: int | None, nodes: Nodes) -> LayerState | None:
         """The state that `_state_tensors` wrote, checked against this layer."""
         if not tensors:
             return None
-        assert self._nodes is not None
-        template = LayerState(self._rest(lanes or 0), self.rule.start(self, lanes or 0, self._nodes))
+        template = LayerState(self._rest(lanes or 0), self.rule.start(self, lanes or 0, nodes))
         return restored(f"{where} ({type(self).__name__})", template, tensors)
 
-    def _state_bytes_per_lane(self) -> int:
-        assert self._nodes is not None
-        state = LayerState(self._rest(1), self.rule.start(self, 1, self._nodes))
+    def _state_bytes_per_lane(self, nodes: Nodes) -> int:
+        state = LayerState(self._rest(1), self.rule.start(self, 1, nodes))
         return sum(tensor.nbytes for tensor in flatten(state).values())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -480,8 +500,8 @@ class Layer(Online):
         state = self._advanced_state()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._state = map_tensors(fn, state)
-        if self._grid is not None:
-            self._grid = self._grid.to(self.weight.device)  # float64 whatever the weights are
+        if self._plan is not None:
+            self._plan = map_tensors(lambda nodes: nodes.to(self.weight.device), self._plan)  # float64 whatever
         self._banks = []
         self._forget()
         self._end("the model was moved or converted after the latest")
@@ -492,9 +512,18 @@ class Layer(Online):
         return super().__getstate__() | {
             "_state": self._advanced_state(),
             "_segments": (),
-            "_nodes": None,
             "_banks": [],
         }
+
+
+def _continues(before: LayerPlan, above: Handed | None) -> bool:
+    """Whether traces written in the exponentials of `before` go on with what is handed down now."""
+    then = before.nodes.above
+    if above is None or then is None:
+        return above is None and then is None
+    if above.fresh or len(above.nodes) != len(then):
+        return False
+    return (above.live and before.above_live) or torch.equal(above.nodes, then)
 
 
 _CONSTRAINTS: dict[str, type[UnitInterval | Positive]] = {

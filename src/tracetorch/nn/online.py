@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -21,7 +21,7 @@ from .. import _checks
 from ..functional.bank import Bank
 from ..rules import Eligibility, InputTrace, MeanField, Rule, Truncated
 from ..rules.base import ModelDecays, Wanted
-from .streaming import Call, Handed, Streaming, forked_random_numbers, full_precision
+from .streaming import Call, Handed, Plans, Streaming, forked_random_numbers, full_precision
 
 _learning: ContextVar[bool] = ContextVar("tracetorch_learning", default=True)
 
@@ -94,7 +94,13 @@ class Rescaling(NamedTuple):
 class Part(Protocol):
     """What a model is made of: a layer, a model, or the adapter of a stateless module."""
 
-    def _hand_nodes(self, above: Handed | None, decays: Callable[[], ModelDecays] | None) -> Handed | None: ...
+    def _hand_nodes(
+        self,
+        above: Handed | None,
+        decays: Callable[[], ModelDecays],
+        plans: Plans,
+        grids: Mapping[int, Tensor | None] | None,
+    ) -> Handed | None: ...
 
     def _uses_adjoint(self) -> bool: ...
 
@@ -113,8 +119,8 @@ class Online(Streaming):
     check_finite: bool = True
     """Whether inputs and learning signals are checked for NaN and infinity; costs a synchronisation on CUDA."""
 
-    state_limit: int = 2**30
-    """Bytes: when a stream begins, a warning names every layer that will keep more than this between calls."""
+    state_limit: int | None = 2**30
+    """Bytes, None for no limit: when a stream begins, a warning names every layer that will keep more between calls."""
 
     _horizon: int | None = None
 
@@ -167,9 +173,9 @@ class Online(Streaming):
     def _call(self, x: Tensor, window: bool) -> Tensor:
         call, folded = self._fold_input(x, window)
         if call.learning:
-            self._place_nodes()
-            self._check_size(folded.shape[1])
-            if self._horizon is not None and self._parts_agree():
+            call.plans = self._planned()
+            self._check_size(call.plans, folded.shape[1])
+            if self._horizon is not None and self._parts_agree(call.plans):
                 call.horizon = self._horizon
         if call.learning and folded.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             folded = folded.clone()  # the tape's own: what the user does with x afterwards is not our affair
@@ -185,22 +191,24 @@ class Online(Streaming):
         self._latest = call
         return y.clone()  # the same for y
 
-    def _parts_agree(self) -> bool:
+    def _parts_agree(self, plans: Plans) -> bool:
         """Whether all parts keep tapes of the same calls: not where one was run or replaced by itself."""
         kept = {tuple(id(segment.call) for segment in part._segments) for part in self._parts()}
-        return len(kept) == 1
+        starting = [plans[id(layer)].fresh for layer in self._layers().values()]
+        return len(kept) == 1 and all(fresh == starting[0] for fresh in starting)
 
-    def _check_size(self, lanes: int) -> None:
+    def _check_size(self, plans: Plans, lanes: int) -> None:
         """Warn where a stream begins that will keep more bytes than the limit."""
         for name, layer in self._layers().items():
-            if layer._state is not None and layer._state.traces is not None:
+            plan = plans[id(layer)]
+            if not plan.fresh or self.state_limit is None:
                 continue
-            size = layer._state_bytes_per_lane() * lanes
+            size = layer._state_bytes_per_lane(plan.nodes) * lanes
             if size > self.state_limit:
                 warnings.warn(
                     f"{type(self).__name__}: layer {name or 0} ({layer!r}) will keep {size:,} bytes between calls for "
-                    f"{lanes} lanes, more than the limit of {self.state_limit:,}. Give it rule=MeanField() or "
-                    f"InputTrace(), fewer lanes, a shorter window with a horizon; or set state_limit (bytes).",
+                    f"{lanes} lanes, more than the limit of {self.state_limit:,}. Give it rule=MeanField(), or "
+                    f"InputTrace() with a horizon, or fewer lanes; or set state_limit (bytes, None for no limit).",
                     stacklevel=4,
                 )
 
@@ -401,11 +409,11 @@ class Online(Streaming):
         >>> {name: len(bank.nodes) for name, bank in model.banks().items()}
         {'0': 3, '1': 3, '2': 1}
         """
-        self._place_nodes()
+        plans = self._planned()
         return {
-            name: layer.bank(*layer._nodes)
+            name: layer.bank(*plans[id(layer)].nodes)
             for name, layer in self._layers().items()
-            if layer.rule.hands_adjoint and layer._nodes is not None
+            if layer.rule.hands_adjoint
         }
 
     @torch.no_grad()
@@ -437,10 +445,6 @@ class Online(Streaming):
     # -- what subclasses write -------------------------------------------------------------------------------------
 
     def _propose(self, x: Tensor, call: Call) -> tuple[Tensor, list[Proposal]]:
-        raise NotImplementedError
-
-    def _uses_adjoint(self) -> bool:
-        """Whether any layer of it makes something of an adjoint from above."""
         raise NotImplementedError
 
     def _commit(self, step: Any, call: Call) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -11,7 +11,7 @@ from ..rules import Rule
 from ..rules.base import ModelDecays, Wanted
 from .container import Container, named
 from .online import Online, PartBackward, Proposal, Rescaling
-from .streaming import Call, Handed
+from .streaming import Call, Handed, Plans
 
 
 class Sequential(Container):
@@ -47,10 +47,16 @@ class Sequential(Container):
     ) -> None:
         super().__init__(*modules, rule=rule, horizon=horizon)
 
-    def _hand_nodes(self, above: Handed | None, decays: Callable[[], ModelDecays] | None) -> Handed | None:
+    def _hand_nodes(
+        self,
+        above: Handed | None,
+        decays: Callable[[], ModelDecays],
+        plans: Plans,
+        grids: Mapping[int, Tensor | None] | None,
+    ) -> Handed | None:
         for name, part in reversed(self._named_parts()):
             with named(self, name):
-                above = part._hand_nodes(above, decays)
+                above = part._hand_nodes(above, decays, plans, grids)
         return above
 
     def _propose(self, x: Tensor, call: Call) -> tuple[Tensor, list[Proposal]]:

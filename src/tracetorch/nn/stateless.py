@@ -6,7 +6,7 @@ input that was kept, under autograd, and the graph is freed at once. This is the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..rules.base import ModelDecays, Segment, Wanted
 from .online import PartBackward, Proposal, Rescaling
-from .streaming import Call, Handed, Streaming, forked_random_numbers, stale
+from .streaming import Call, Handed, Plans, Streaming, forked_random_numbers, stale
 
 _DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 
@@ -88,7 +88,13 @@ class Stateless:
             )
         return y.reshape(*x.shape[:2], *y.shape[1:])
 
-    def _hand_nodes(self, above: Handed | None, decays: Callable[[], ModelDecays] | None) -> Handed | None:  # noqa: ARG002
+    def _hand_nodes(
+        self,
+        above: Handed | None,
+        decays: Callable[[], ModelDecays],  # noqa: ARG002
+        plans: Plans,  # noqa: ARG002
+        grids: Mapping[int, Tensor | None] | None,  # noqa: ARG002
+    ) -> Handed | None:
         return above
 
     def _uses_adjoint(self) -> bool:
@@ -137,7 +143,7 @@ class Stateless:
         """The vector-Jacobian products of a window for each of the signals, and the last one's for the parameters."""
         below: list[Tensor] = []
         gradients: list[Tensor] = []
-        with torch.enable_grad(), _replayed(step.x, step.random_state):
+        with torch.enable_grad(), _replayed(step.x, step.random_state), self._in_modes(step.modes):
             leaf = step.x.detach().requires_grad_(signal)
             y = self._run(leaf)
             wanted = [leaf, *parameters] if signal else parameters
@@ -153,16 +159,26 @@ class Stateless:
     def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]:
         """Torch modules keep the weights they came with; a Dropout is left out, as it is when nothing is learned."""
         self.check(type(self.module).__name__)
-        modes = self._modes()
-        self.module.eval()
-        try:
+        with self._in_modes([False] * len(self._modes())):
             return self._run(x), []
+
+    @contextmanager
+    def _in_modes(self, modes: list[bool]) -> Iterator[None]:
+        """Within this context the module and all in it are in training or eval mode as given."""
+        before = self._modes()
+        for module, training in zip(self.module.modules(), modes, strict=True):
+            module.training = training
+        try:
+            yield
         finally:
-            for module, training in zip(self.module.modules(), modes, strict=True):
+            for module, training in zip(self.module.modules(), before, strict=True):
                 module.training = training
 
     def _forget(self) -> None:
         self._segments = ()
+
+    def _fold(self) -> None:
+        self._forget()
 
     def _reset_lanes(self, mask: Tensor) -> None:
         """Each step and lane is by itself here: nothing to forget."""

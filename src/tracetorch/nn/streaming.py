@@ -24,6 +24,7 @@ class Call:
         self.window = window
         self.unbatched = unbatched
         self.learning = learning
+        self.plans: Plans = {}  # what each layer writes its adjoint in; by part
         self.horizon = 0  # steps that the reverse pass reaches back, this call's included; 0: this call's alone
         self.y_shape: tuple[int, ...] = ()
 
@@ -62,8 +63,23 @@ class Handed(NamedTuple):
     """What a part says of the adjoint that it will hand down."""
 
     nodes: Tensor  # (G,) float64, the decays of its exponentials
-    fresh: bool  # whether they were chosen anew, since a stream begins
-    moving: bool  # whether they are a learned beta, which changes while the stream goes on
+    fresh: bool  # whether its traces start anew
+    live: bool  # whether they are betas as they are now, not nodes chosen when the stream began
+    moving: bool  # whether some of these are learned, and change while the stream goes on
+
+
+class LayerPlan(NamedTuple):
+    """What a layer writes its adjoint and its traces in."""
+
+    grid: Tensor | None  # (G,) float64, nodes chosen when the stream began; None where its one beta is the only node
+    nodes: Nodes  # as they are at this call
+    above_live: bool  # whether `nodes.above` are betas as they are now
+    above_moving: bool  # whether some of these are learned
+    fresh: bool  # whether its traces start anew
+
+
+Plans = dict[int, Any]
+"""LayerPlans by the id of the layer; what a container needs to know, by its own."""
 
 
 def marked(segments: tuple[Segment, ...], mask: Tensor) -> tuple[Segment, ...]:
@@ -80,6 +96,9 @@ class TapeKeeper(Protocol):
     def _forget(self) -> None:
         """Let go of the latest calls."""
 
+    def _fold(self) -> None:
+        """Put the tapes into the traces, where there are any, and let go of them."""
+
     def _reset_lanes(self, mask: Tensor) -> None:
         """The lanes of the mask start anew."""
 
@@ -91,8 +110,7 @@ class StateKeeper(TapeKeeper, Protocol):
     """A layer: a part that keeps something of all calls."""
 
     _state: Any  # a LayerState; None before the first call
-    _grid: Tensor | None  # the nodes of its bank, chosen when a stream begins
-    _nodes: Nodes | None  # those of the latest call
+    _plan: LayerPlan | None  # what its traces are written in
 
     rule: Rule
 
@@ -116,10 +134,10 @@ class StateKeeper(TapeKeeper, Protocol):
     def _state_tensors(self) -> dict[str, Tensor]:
         """Copies of the advanced state's tensors, by name."""
 
-    def _state_from(self, where: str, tensors: dict[str, Tensor], lanes: int | None) -> Any:
+    def _state_from(self, where: str, tensors: dict[str, Tensor], lanes: int | None, nodes: Nodes) -> Any:
         """The state that `_state_tensors` gave."""
 
-    def _state_bytes_per_lane(self) -> int:
+    def _state_bytes_per_lane(self, nodes: Nodes) -> int:
         """The bytes of the state of one lane."""
 
 
@@ -178,7 +196,7 @@ class Streaming(nn.Module):
             "version": STREAM_STATE_VERSION,
             "lanes": self._lanes(),
             "layers": _described(layers),
-            "nodes": {name: None if layer._grid is None else layer._grid.tolist() for name, layer in layers.items()},
+            "nodes": {name: _grid_of(layer) for name, layer in layers.items()},
             "tensors": {name: layer._state_tensors() for name, layer in layers.items()},
         }
 
@@ -219,18 +237,14 @@ class Streaming(nn.Module):
                 f"{where}: expected a dictionary of tensors for each of the layers {sorted(layers)}, "
                 f"got {tensors!r:.80}. Give what stream_state() returned."
             )
-        nodes = _checked_nodes(where, state["nodes"], layers)
-        before = {name: layer._grid for name, layer in layers.items()}
-        self._place_nodes(nodes)
-        try:
-            states = {
-                name: layer._state_from(f"{where}, module {name or 0}", tensors[name], lanes)
-                for name, layer in layers.items()
-            }
-        except Exception:
-            self._place_nodes(before)
-            raise
+        plans = self._planned(_checked_nodes(where, state["nodes"], layers))
+        states = {
+            name: layer._state_from(f"{where}, module {name or 0}", tensors[name], lanes, plans[id(layer)].nodes)
+            for name, layer in layers.items()
+        }
         self._put(states, "load_stream_state() ended the latest")
+        for layer in layers.values():
+            layer._plan = plans[id(layer)]
 
     def state_bytes(self, lanes: int | None = None) -> int:
         """The bytes kept between two calls while learning, however many steps go by: membranes and traces.
@@ -243,8 +257,8 @@ class Streaming(nn.Module):
         """
         lanes = (self._lanes() or 1) if lanes is None else lanes
         _checks.at_least_one(f"{type(self).__name__}.state_bytes", "lanes", lanes)
-        self._place_nodes()
-        return sum(layer._state_bytes_per_lane() for layer in self._layers().values()) * lanes
+        plans = self._planned()
+        return sum(layer._state_bytes_per_lane(plans[id(layer)].nodes) for layer in self._layers().values()) * lanes
 
     def _put(self, states: dict[str, Any], ended: str) -> None:
         for part in self._parts():
@@ -270,21 +284,21 @@ class Streaming(nn.Module):
         """How many lanes there are; None before the first call."""
         return next((layer._state.neuron[0].shape[0] for layer in self._layers().values() if layer._state), None)
 
-    def _place_nodes(self, grids: Mapping[str, Tensor | None] | None = None) -> None:
-        """Have every layer know the exponentials in which it writes adjoints, from the top down.
+    def _planned(self, grids: Mapping[int, Tensor | None] | None = None) -> Plans:
+        """What every layer writes its adjoint in at the next call, found from the top down; changes nothing.
 
         Args:
-            grids: nodes by layer's name that take the place of those chosen for layers where a stream begins.
+            grids: nodes for all layers, by id, with which streams begin; by default as their rules choose.
         """
-        self._hand_nodes(None, self._model_decays)
-        if grids is not None:
-            for name, layer in self._layers().items():
-                layer._grid = grids[name]
-            self._hand_nodes(None, None)
+        plans: Plans = {}
+        self._hand_nodes(None, self._model_decays, plans, grids)
+        return plans
 
     def _model_decays(self) -> ModelDecays:
         """The membrane decays of all layers."""
-        inside, constant, others = [], [], False
+        inside: list[float] = []
+        constant: list[float] = []
+        others = False
         for layer in self._layers().values():
             decays = layer.beta.double().reshape(-1).tolist()
             inside += [decay for decay in decays if 0 < decay < 1]
@@ -304,23 +318,37 @@ class Streaming(nn.Module):
         """Everything that keeps something of the latest calls."""
         raise NotImplementedError
 
-    def _hand_nodes(self, above: Handed | None, decays: Callable[[], ModelDecays] | None) -> Handed | None:
-        """Take the nodes of the adjoint from above, choose the own, and say which are handed down.
+    def _uses_adjoint(self) -> bool:
+        """Whether any layer makes something of an adjoint from above."""
+        raise NotImplementedError
 
-        Where a stream begins, a bank is chosen for the decays of the model; without them the bank stays as it is.
+    def _hand_nodes(
+        self,
+        above: Handed | None,
+        decays: Callable[[], ModelDecays],
+        plans: Plans,
+        grids: Mapping[int, Tensor | None] | None,
+    ) -> Handed | None:
+        """Add to the plans what is written in which exponentials, and say which are handed down.
+
+        Args:
+            above: what the layers above hand down.
+            decays: the decays of the model, for which a bank is chosen where a stream begins.
+            plans: what is added to.
+            grids: nodes given, see `_planned`.
         """
         raise NotImplementedError
 
 
-def _checked_nodes(where: str, nodes: Any, layers: Mapping[str, StateKeeper]) -> dict[str, Tensor | None]:
-    """The nodes of a saved state as tensors.
+def _checked_nodes(where: str, nodes: Any, layers: Mapping[str, StateKeeper]) -> dict[int, Tensor | None]:
+    """The nodes of a saved state as tensors, by the id of the layer.
 
     Raises:
         ValueError: they are no lists of decays, one for each layer.
     """
     try:
         grids = {
-            name: None if nodes[name] is None else layer.weight.new_tensor(nodes[name], dtype=torch.float64)
+            id(layer): None if nodes[name] is None else layer.weight.new_tensor(nodes[name], dtype=torch.float64)
             for name, layer in layers.items()
         }
         good = all(
@@ -333,6 +361,10 @@ def _checked_nodes(where: str, nodes: Any, layers: Mapping[str, StateKeeper]) ->
             f"{where}: expected the nodes of each layer's bank, got {nodes!r:.80}. Give what stream_state() returned."
         )
     return grids
+
+
+def _grid_of(layer: StateKeeper) -> list[float] | None:
+    return None if layer._plan is None or layer._plan.grid is None else layer._plan.grid.tolist()
 
 
 def _described(layers: Mapping[str, StateKeeper]) -> dict[str, str]:

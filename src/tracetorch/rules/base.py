@@ -161,8 +161,8 @@ class LayerLike(Protocol):
     def zeros(self, *shape: int) -> Tensor:
         """Zeros with the layer's dtype and device."""
 
-    def bank(self, own: Tensor, above: Tensor | None) -> Bank:
-        """The bank of the layer's kernels, as its beta is now, in the nodes `own`, for signals in the nodes `above`."""
+    def bank(self, own: Tensor, above: Tensor | None, beta: Tensor | None = None) -> Bank:
+        """The bank of the kernels of `beta`, as it is now by default, in the nodes `own` for signals in `above`."""
 
 
 class Wanted(NamedTuple):
@@ -294,6 +294,8 @@ class Rule:
         runs = _reverse(layer.neuron, segments, ls)
         g = _together([run.g for run in runs])
         gradients = map_gradients(layer, _inputs(layer, tapes), g)
+        if layer.wants("bias"):
+            gradients["bias"] = g.sum((0, 1))
         for name, values in (("beta", tapes[-1].values.beta), ("threshold", tapes[-1].values.threshold)):
             if layer.wants(name):
                 gradients[name] = sum_to_shape(sum(getattr(run, name) for run in runs), values)
@@ -318,7 +320,7 @@ def _reverse(neuron: Neuron, segments: Sequence[Segment], ls: Sequence[Tensor | 
 
 
 def _inputs(layer: LayerLike, tapes: list[Tape]) -> dict[str, Tensor]:
-    """What the layer's linear maps took, (K, B, ...), over all tapes."""
+    """What the layer's matrices took, (K, B, ...), over all tapes."""
     taken = [map_inputs(layer, tape) for tape in tapes]
     return {name: _together([inputs[name] for inputs in taken]) for name in taken[0]}
 
@@ -328,29 +330,25 @@ def _together(windows: list[Tensor]) -> Tensor:
 
 
 def map_inputs(layer: LayerLike, tape: Tape) -> dict[str, Tensor]:
-    """The inputs of a window to each linear map that the layer has as a parameter: x to W, s_{t-1} to U, 1 to b."""
+    """The inputs of a window to each matrix that the layer has as a parameter: x to W, s_{t-1} to U."""
     inputs = {}
     if layer.learns("weight"):
         inputs["weight"] = tape.x
     if layer.learns("recurrent"):
         inputs["recurrent"] = layer.neuron.drive(tape, "recurrent")
-    if layer.learns("bias"):
-        inputs["bias"] = torch.ones_like(tape.x[..., :1])
     return inputs
 
 
 def map_gradients(layer: LayerLike, inputs: dict[str, Tensor], g: Tensor) -> Gradients:
-    """`sum g input^T` over all leading dimensions, for those of the linear maps that are wanted."""
+    """`sum g input^T` over all leading dimensions, for those of the matrices that are wanted."""
     gradients: Gradients = {}
     for name, taken in inputs.items():
         if not layer.wants(name):
             continue
         if name == "weight":
             gradients[name] = layer.weight_gradient(taken, g)
-        elif name == "recurrent":
-            gradients[name] = g.flatten(0, -2).t() @ taken.flatten(0, -2)
         else:
-            gradients[name] = (g * taken).flatten(0, -2).sum(0)
+            gradients[name] = g.flatten(0, -2).t() @ taken.flatten(0, -2)
     return gradients
 
 
@@ -363,8 +361,8 @@ def sum_to_shape(per_lane: Tensor | None, parameter: Tensor | None) -> Tensor:
 
 def map_tensors(function: Callable[[Tensor], Tensor], state: Any) -> Any:
     """Apply `function` to every tensor of a nested NamedTuple."""
-    if state is None:
-        return None
+    if state is None or isinstance(state, bool):
+        return state
     if isinstance(state, Tensor):
         return function(state)
     mapped = [map_tensors(function, value) for value in state]

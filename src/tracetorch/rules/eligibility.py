@@ -124,7 +124,7 @@ class Eligibility(AdjointRule):
 
         kernels = None
         if tape.values.beta.numel() > 1:
-            kernels = layer.bank(tape.nodes.own, tape.nodes.above).kernels.to(a_0.dtype)
+            kernels = layer.bank(tape.nodes.own, tape.nodes.above, tape.values.beta).kernels.to(a_0.dtype)
         return EligibilityTraces(
             own,
             EligibilityMatrices(

@@ -191,7 +191,10 @@ class MeanField(AdjointRule):
             before = getattr(old, name)
             if before is None:
                 return None
-            drive = inputs[name] if name in inputs else layer.neuron.drive(tape, name)
+            if name == "bias":
+                drive = before.new_ones(len(tape.x), 1, 1)
+            else:
+                drive = inputs[name] if name in inputs else layer.neuron.drive(tape, name)
             return trace.advance_bank(before, drive, own)
 
         unfired = None
@@ -213,12 +216,10 @@ class MeanField(AdjointRule):
         """The adjoint times the traces; hands down `W^T Lambda`."""
         past = cast(MeanFieldTraces, traces)
         adjoint = layer_adjoint(layer, border, mean_slope(past.slopes), self.hops)
-        inputs = {
-            name: z
-            for name, z in (("weight", past.weight), ("recurrent", past.recurrent), ("bias", past.bias))
-            if z is not None
-        }
+        inputs = {name: z for name, z in (("weight", past.weight), ("recurrent", past.recurrent)) if z is not None}
         gradients = map_gradients(layer, inputs, adjoint.own)
+        if layer.wants("bias") and past.bias is not None:
+            gradients["bias"] = (adjoint.own * past.bias).sum((0, 1))
         values = layer.values()
         if layer.wants("beta") and past.beta is not None:
             gradients["beta"] = sum_to_shape((adjoint.own * past.beta).sum(1), values.beta)
