@@ -36,6 +36,7 @@ class Row:
     window: int | None = 1  # K, steps; None: the whole sequence is one window, with which every rule is BPTT
     horizon: int | None = None  # steps; None: the window
     recurrent: bool = False
+    width: float = 0.5  # of the surrogate's slope
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,13 @@ def network(sizes: tuple[int, ...], taus: tuple[float, float], row: Row, seed: i
     torch.manual_seed(seed)
     low, high = torch.tensor(taus).log()
     hidden = [
-        tt.LIF(n, m, tau=torch.exp(low + (high - low) * torch.rand(m)), recurrent=row.recurrent)
+        tt.LIF(
+            n,
+            m,
+            tau=torch.exp(low + (high - low) * torch.rand(m)),
+            recurrent=row.recurrent,
+            surrogate=tt.surrogate.ArcTan(row.width),
+        )
         for n, m in pairwise(sizes[:-1])
     ]
     return tt.Sequential(*hidden, tt.LI(*sizes[-2:], **readout), rule=getattr(tt, row.rule)(), horizon=row.horizon)

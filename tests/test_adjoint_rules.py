@@ -508,7 +508,6 @@ def test_single_precision_is_enough(rule: Rule, betas: list[float] | None, optio
     assert max(errors.values()) > 1e-8
 
 
-@pytest.mark.xfail(strict=True, reason="pinned betas that nearly coincide make the coefficients explode in small banks")
 def test_single_precision_is_enough_in_small_banks() -> None:
     single = deep(tt.MeanField(nodes=3), [0.9, 0.90001, 0.9, 0.85])
     x = drifting_input(64, 4).float()
@@ -521,7 +520,6 @@ def test_single_precision_is_enough_in_small_banks() -> None:
     assert max(errors.values()) < 1e-2, errors
 
 
-@pytest.mark.xfail(strict=True, reason="a neuron that is a perfect integrator among others has no node of its own")
 @pytest.mark.parametrize("rule", [tt.InputTrace(), tt.MeanField(), tt.Eligibility()], ids=str)
 def test_a_perfect_integrator_among_others(rule: Rule) -> None:
     """Its kernel does not decay: no sum of decaying exponentials comes near."""

@@ -379,7 +379,6 @@ def test_a_perfect_integrator_that_feeds_another_is_refused() -> None:
     lowest.backward(torch.ones(B, M))
 
 
-@pytest.mark.xfail(strict=True, reason="nodes that are there for other layers count as feeding this one")
 @pytest.mark.parametrize(
     ("rule", "betas"),
     [
@@ -405,7 +404,11 @@ def test_a_perfect_integrator_under_leaky_layers_is_accepted(rule: tt.rules.Rule
         (lambda: tt.MeanField(span=(0.0, 5.0)), ValueError, r"expected span to be the shortest .* got \(0.0, 5.0\)"),
         (lambda: tt.MeanField(span=(9.0, 5.0)), ValueError, r"Give for example span=\(2.0, 50.0\)"),
         (lambda: tt.InputTrace(span=(2.0, float("inf"))), ValueError, "InputTrace: expected span"),
-        (lambda: tt.MeanField(hops=-1), ValueError, "MeanField: expected hops to be a whole number of at least 1"),
+        (
+            lambda: tt.MeanField(hops=-1),
+            ValueError,
+            "MeanField: expected hops, .* a whole number of at least 1",
+        ),
         (
             lambda: tt.Eligibility(paths="some"),
             ValueError,

@@ -78,7 +78,7 @@ def test_the_table_has_a_line_per_rule_window_and_horizon() -> None:
     _, _, found = report(SHALLOW, rules=[tt.InputTrace(), tt.rules.OTPE()], windows=(1, 3), horizons=(None, 7))
     lines = found.markdown().splitlines()
     assert lines[0].startswith("| rule | K | H | `0.")
-    assert len(lines) == 2 + 1 + 2 * 2 * 2
+    assert len(lines) == 2 + 2 + 2 * 2 * 2
     assert any(line.startswith("| OTPE() | 3 | 7 | ") for line in lines)
 
 

@@ -225,7 +225,7 @@ def test_a_stream_that_will_keep_more_than_the_limit_warns_when_it_begins() -> N
     net.reset()
     net.state_limit -= 1
     message = rf"Sequential: layer 0 \(LIF\(.*\) will keep {2 * per_lane:,} bytes between calls for 2 lanes, more than"
-    with pytest.warns(UserWarning, match="(?s)" + message + r".*MeanField\(\) or InputTrace\(\)"):
+    with pytest.warns(UserWarning, match="(?s)" + message + r".*MeanField\(\), or InputTrace\(\)"):
         net.window(x)
     net.window(x)  # once
     net.reset()

@@ -677,3 +677,66 @@ def test_a_state_saved_in_eval_mode_goes_on_with_fresh_traces() -> None:
     torch.testing.assert_close(model[0]._segments[-1].tape.start.mem, mem)
     assert model[0]._state.traces.signal.weight.abs().sum() == 0
     model.backward(torch.ones(4, 2, M, **F64))
+
+
+@pytest.mark.parametrize("window", [1, 7])
+def test_neurons_that_all_have_the_same_beta_each_are_exact(window: int) -> None:
+    """The bank is then one node, not several that coincide."""
+    layer = tt.LIF(N, M, tau=torch.full((M,), 20.0), **F64)
+    x, ls = (torch.rand(T, 2, N, **F64) < 0.3).double(), torch.randn(T, 2, M, **F64)
+    layer.calibrate(x)
+    testing.assert_gradients_close(testing.online_gradients(layer, x, ls, window), testing.bptt_gradients(layer, x, ls))
+
+
+def test_a_window_is_gone_back_through_in_the_mode_that_it_ran_in() -> None:
+    torch.manual_seed(0)
+    model = tt.Sequential(tt.LI(N, HIDDEN, **F64), torch.nn.Dropout(0.5), tt.LI(HIDDEN, M, **F64), horizon=8)
+    x = torch.rand(8, 2, N, **F64)
+    model.window(x[:4])
+    kept = (model[2]._segments[-1].tape.x != 0) * 2.0
+    model[1].eval()
+    model.window(x[4:])
+    ls = torch.randn(4, 2, M, **F64)
+    model.backward(ls)
+    leaf = model[0].synapse.weight.detach().requires_grad_()
+    v = u = torch.zeros(())
+    total = torch.zeros(())
+    for t in range(8):
+        v = 0.9 * v + x[t] @ leaf.t() + model[0].synapse.bias.detach()
+        u = 0.9 * u + (v * kept[t] if t < 4 else v) @ model[2].synapse.weight.detach().t()
+        total = total + ((ls[t - 4] * u).sum() if t >= 4 else 0)
+    torch.testing.assert_close(
+        model[0].synapse.weight.grad, torch.autograd.grad(total, leaf)[0], rtol=1e-10, atol=1e-10
+    )
+
+
+def test_modules_that_change_cut_the_horizon() -> None:
+    """Tapes of what was there before are not gone back through with what is there now."""
+    torch.manual_seed(0)
+    model = tt.Sequential(hidden(), hidden(HIDDEN), tt.LI(HIDDEN, M, **F64), horizon=100, rule=tt.Truncated())
+    x, ls = torch.rand(6, 2, N, **F64), torch.randn(6, 2, M, **F64)
+    model.window(x)
+    del model[1]
+    model.window(x)
+    model.backward(ls)
+    assert len(model[0]._segments) == 1
+    cut = [p.grad.clone() for p in model[0].parameters()]
+    model.zero_grad()
+    model.horizon = None
+    model.backward(ls)
+    torch.testing.assert_close([p.grad for p in model[0].parameters()], cut)
+
+
+def test_a_question_to_a_branch_changes_nothing() -> None:
+    def run(ask: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        branches = tt.Concat(torch.nn.Identity(), hidden(HIDDEN, 3))
+        model = tt.Sequential(hidden(), branches, tt.LI(HIDDEN + 3, M, **F64), rule=tt.Eligibility())
+        for _ in range(3):
+            model.window(torch.rand(5, 2, N, **F64))
+        if ask:
+            branches.state_bytes()
+        model.backward(torch.ones(5, 2, M, **F64))
+        return [p.grad for p in model.parameters()]
+
+    torch.testing.assert_close(run(True), run(False), rtol=0, atol=0)

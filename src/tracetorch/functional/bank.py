@@ -26,7 +26,10 @@ import torch
 from torch import Tensor
 
 RIDGE = 1e-10  # added to the eigenvalues of the Gram matrix of unit-norm exponentials
+DELAY_RIDGE = 1e-6  # a delay by one step is beyond slow exponentials, and would have coefficients of thousands
 MAX_FRACTION = 100.0  # partial fractions are used where their coefficients stay below this
+NEXT_TO = 0.02  # of a logarithm of time constants
+SLOWEST_TAU = 1e9  # steps
 FASTEST_TAU = 0.2  # steps; what decays faster (to below 0.7 % in one step) is as good as gone
 
 
@@ -41,29 +44,47 @@ def geometric_nodes(shortest: float, longest: float, count: int) -> Tensor:
     """`count` decays whose time constants are spaced geometrically from `shortest` to `longest` (steps).
 
     Returns:
-        (count,) float64.
+        (count,) float64; (1,) where both are the same.
 
     >>> (-1 / geometric_nodes(2.0, 32.0, 3).log()).round()
     tensor([ 2.,  8., 32.], dtype=torch.float64)
     """
-    if count == 1:
+    if count == 1 or longest / shortest - 1 < 1e-9:
         return torch.exp(torch.tensor([-1 / math.sqrt(shortest * longest)], dtype=torch.float64))
     log_tau = torch.linspace(math.log(shortest), math.log(longest), count, dtype=torch.float64)
     return torch.exp(-torch.exp(-log_tau))
 
 
 def with_pinned(nodes: Tensor, pinned: list[float]) -> Tensor:
-    """The nodes, with each pinned decay in the place of the nearest that is not pinned; 0, 1 and the rest are added.
+    """The nodes, with each pinned decay in the place of the nearest that is not pinned; 0 and 1 are added.
 
-    >>> with_pinned(torch.tensor([0.5, 0.9], dtype=torch.float64), [0.8, 1.0])
-    tensor([0.5000, 0.8000, 1.0000], dtype=torch.float64)
+    At most half of the nodes give way, and never the slowest; nor is a decay pinned that is next to one that has been
+    (within 2 % of its time constant): nodes so close would have large coefficients.
+
+    >>> with_pinned(torch.tensor([0.5, 0.7, 0.9], dtype=torch.float64), [0.8, 1.0])
+    tensor([0.5000, 0.8000, 0.9000, 1.0000], dtype=torch.float64)
     """
-    free, kept = nodes.tolist(), []
+    free: list[float] = nodes.tolist()
+    kept: list[float] = []
+    added: list[float] = []
+    room = max(1, len(free) // 2)
     for decay in dict.fromkeys(pinned):
-        if 0 < decay < 1 and free:
-            free.remove(min(free, key=lambda q: abs(math.log(math.log(q) / math.log(decay)))))
+        if decay in (0, 1):
+            added.append(decay)
+            continue
+        if len(kept) == room or any(abs(_log_tau(decay) - _log_tau(other)) < NEXT_TO for other in kept):
+            continue
+        if decay in free:
+            kept.append(decay)
+            continue
+        candidates = [q for q in free if q not in kept and (q < free[-1] or len(nodes) == 1)]
+        free.remove(min(candidates, key=lambda q: abs(_log_tau(q) - _log_tau(decay))))
         kept.append(decay)
-    return torch.tensor(sorted([*free, *kept]), dtype=torch.float64, device=nodes.device)
+    return torch.tensor(sorted({*free, *kept, *added}), dtype=torch.float64, device=nodes.device)
+
+
+def _log_tau(decay: float) -> float:
+    return -math.log(-math.log(decay))
 
 
 def are_apart(decays: list[float]) -> bool:
@@ -99,8 +120,7 @@ class Bank:
         self._q = q
         self._norm = torch.sqrt(1 - q * q)
         gram = 1 / (1 - q[:, None] * q) * self._norm[:, None] * self._norm
-        eigenvalues, vectors = torch.linalg.eigh(gram)
-        self._inverse = (vectors / (eigenvalues.clamp(min=0) + RIDGE)) @ vectors.T
+        self._eigenvalues, self._vectors = torch.linalg.eigh(gram)
 
     def fits(self, nodes: Tensor, beta: Tensor, above: Tensor | None) -> bool:
         """Whether this is the bank of these nodes and decays."""
@@ -139,17 +159,17 @@ class Bank:
     @cached_property
     def delayed(self) -> Tensor:
         """S, (G, G); float64."""
-        fitted = self._fit(self._q / (1 - self.nodes[:, None] * self._q))
+        fitted = self._fit(self._q / (1 - self.nodes[:, None] * self._q), DELAY_RIDGE)
         if bool(self._slow.any()):  # 1 for k >= 1 is 1 without its value at k = 0
-            fitted[self._slow] = self._fit(-torch.ones_like(self._q))
+            fitted[self._slow] = self._fit(-torch.ones_like(self._q), DELAY_RIDGE)
             fitted[self._slow, self._slow] = 1
         return fitted
 
     def error(self) -> BankError:
-        """The relative L2 errors of the kernels and of the convolved kernels, over lags up to 40 time constants."""
+        """The relative L2 errors of the kernels and of the convolved kernels, over lags up to 20 time constants."""
         slowest = torch.cat([self._decays, self.nodes, self._decays if self.above is None else self.above])
-        slowest = slowest[slowest < 1].max()
-        steps = max(64, math.ceil(-40 / math.log(max(slowest.item(), 0.1))))
+        slowest = max([0.1, *slowest[slowest < 1].tolist()])
+        steps = max(64, math.ceil(-20 / math.log(slowest)))
         lags = torch.arange(steps, dtype=torch.float64, device=self.nodes.device)
         basis = self.nodes[:, None] ** lags
         kernels = self._decays[:, None] ** lags
@@ -171,9 +191,10 @@ class Bank:
     def _is_node(self, decays: Tensor) -> Tensor:
         return (decays[..., None] == self.nodes).any(-1)
 
-    def _fit(self, products: Tensor) -> Tensor:
+    def _fit(self, products: Tensor, ridge: float = RIDGE) -> Tensor:
         """Least squares for functions whose inner products (..., G') with the summable nodes are given: (..., G)."""
-        coefficients: Tensor = (products * self._norm) @ self._inverse * self._norm
+        inverse = (self._vectors / (self._eigenvalues.clamp(min=0) + ridge)) @ self._vectors.T
+        coefficients: Tensor = (products * self._norm) @ inverse * self._norm
         if not bool(self._slow.any()):
             return coefficients
         whole = torch.zeros(*coefficients.shape[:-1], len(self.nodes), dtype=torch.float64, device=self.nodes.device)

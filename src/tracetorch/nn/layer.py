@@ -118,6 +118,11 @@ class Layer(Online):
             self._register(
                 "threshold", firing_threshold(where, threshold, self.out_features), learn_threshold, Positive
             )
+        if not (self_connections or recurrent):
+            raise ValueError(
+                f"{where}: expected self_connections=False together with recurrent=True, got recurrent=False. "
+                f"Without recurrent weights there are none to leave out."
+            )
         self.self_connections = self_connections
         self.recurrent_weight: nn.Parameter | None
         square = (self.out_features, self.out_features)

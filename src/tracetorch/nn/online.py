@@ -130,7 +130,8 @@ class Online(Streaming):
 
         After every window of K steps the reverse pass runs over the latest H steps or a few more (whole windows), for
         (H + K) / (2 K) times the work of a plain window, and the rule carries what is older. H = T is BPTT in windows
-        of any length. None, the default: the window alone. What it keeps is counted by `tape_bytes`.
+        of any length. None, the default: the window alone. What it keeps is counted by `tape_bytes`. Of nested models
+        the outermost one's counts.
         """
         return self._horizon
 
@@ -386,6 +387,8 @@ class Online(Streaming):
         found = {}
         with probe_of(self) as probe:
             probe.horizon = None
+            for layer in probe._layers().values():
+                layer.rule = Truncated()
             tape = probe.tape_bytes(1, window)
             rest, per_step = (probe.tape_bytes(1, 1), probe.tape_bytes(1, 2) - probe.tape_bytes(1, 1))
             for rule in rules or (Truncated(), InputTrace(), MeanField(), Eligibility()):

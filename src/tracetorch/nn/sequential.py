@@ -18,7 +18,8 @@ class Sequential(Container):
     """Layers, models and stateless `torch.nn` modules, one after the other, learning online.
 
     Stateless modules (activation functions, LayerNorm, Dropout, a plain Linear and the like) see (K*B, ...) rows;
-    models of tracetorch's layers alone build no autograd graph at all.
+    models of tracetorch's layers alone build no autograd graph at all. Parameters of stateless modules learn from the
+    window, or horizon, alone: only layers have traces (`LI(..., beta=0.0)` is a Linear with traces).
 
     Args:
         modules: the modules, or one OrderedDict of them.

@@ -304,6 +304,7 @@ class Streaming(nn.Module):
             inside += [decay for decay in decays if 0 < decay < 1]
             if len(decays) > 1 or layer.learns("beta"):
                 others = True
+                constant += {0.0, 1.0} & {*decays}  # of its own, however many neurons there are
             else:
                 constant += decays
         return ModelDecays(inside, constant, others)

@@ -33,10 +33,10 @@ class BankRule(Rule):
         super().__post_init__()
         where = type(self).__name__
         _checks.at_least_one(where, "nodes", self.nodes)
-        if self.span is not None and not 0 < self.span[0] <= self.span[1] < math.inf:
+        if self.span is not None and not _is_span(self.span):
             raise ValueError(
-                f"{where}: expected span to be the shortest and the longest time constant in steps, got {self.span}. "
-                f"Give for example span=(2.0, 50.0)."
+                f"{where}: expected span to be the shortest and the longest time constant in steps, between "
+                f"{banks.FASTEST_TAU} and {banks.SLOWEST_TAU:g}, got {self.span}. Give for example span=(2.0, 50.0)."
             )
 
     @property
@@ -44,12 +44,21 @@ class BankRule(Rule):
         """It does."""
         return True
 
-    def _spaced(self, decays: ModelDecays, margin: tuple[float, float] = (1.5, 2.5)) -> Tensor:
-        """Nodes spaced geometrically over the span, those nearest to a constant beta moved onto it."""
+    def _spaced(self, decays: ModelDecays, pinned: list[float], margin: tuple[float, float] = (1.5, 2.5)) -> Tensor:
+        """Nodes spaced geometrically over the span, those nearest to a pinned beta moved onto it."""
         taus = [-1 / math.log(decay) for decay in decays.inside]
         low, high = UNKNOWN_SPAN if not taus else (min(taus) / margin[0], max(taus) * margin[1])
-        low, high = self.span or (max(low, banks.FASTEST_TAU), max(high, 2 * banks.FASTEST_TAU))
-        return banks.with_pinned(banks.geometric_nodes(low, high, self.nodes), decays.constant)
+        low, high = self.span or (max(low, banks.FASTEST_TAU), min(max(high, 2 * banks.FASTEST_TAU), banks.SLOWEST_TAU))
+        return banks.with_pinned(banks.geometric_nodes(low, high, self.nodes), pinned)
+
+
+def _is_span(span: object) -> bool:
+    """Whether it is a pair of time constants whose decays are not rounded to 0 or 1."""
+    try:
+        low, high = (float(tau) for tau in span)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        return False
+    return banks.FASTEST_TAU <= low <= high <= banks.SLOWEST_TAU
 
 
 class Adjoint(NamedTuple):
@@ -85,18 +94,13 @@ def check_integrators(where: str, layer: LayerLike, signal: Tensor | None) -> No
     if signal is not None and bool((signal == 1).any()) and bool((layer.values().beta == 1).any()):
         raise ValueError(
             f"{where}: expected at most one perfect integrator (beta = 1) on the way from the input to the output, got "
-            f"one that feeds another, so that their joint kernel grows without bound. Give one of them a beta below 1, "
-            f"or choose rule=InputTrace() for this layer."
+            f"one that feeds another, or itself through recurrent weights, so that their joint kernel grows without "
+            f"bound. Give one of them a beta below 1, or choose rule=InputTrace() for this layer."
         )
 
 
 def layer_adjoint(layer: LayerLike, border: Border, mean_slope: Tensor | None, hops: int) -> Adjoint:
-    """The recursion of the adjoint as algebra on coefficients.
-
-        own:        Lambda_g  = C_ig a_0
-        above:      R_h       = what the layers above handed down
-        recurrent:  R_g      += U^T (C_ig g_1)        the own part one step later; then of each further hop's Lambda
-        through:    Lambda_g += sum_h psibar_h R_h D_i[h, g]
+    """The recursion of the adjoint as algebra on coefficients, in float64: some of them are large and cancel.
 
     Args:
         layer: the layer.
@@ -105,30 +109,47 @@ def layer_adjoint(layer: LayerLike, border: Border, mean_slope: Tensor | None, h
         hops: how often the adjoint passes through recurrent weights.
     """
     own = own_part(layer, border)
-    nodes, above = border.nodes, border.above
-    if not is_recurrent(layer, hops):
-        if above is None or mean_slope is None:
-            return Adjoint(own, None)
-        convolved = layer.bank(nodes.own, nodes.above).convolved.to(own.dtype)
-        return Adjoint(own + _through(mean_slope * above, convolved), above)
+    if is_recurrent(layer, hops):
+        assert mean_slope is not None
+        adjoint = _fed_back(layer, border, own.double(), mean_slope.double(), hops)
+    elif border.above is None or mean_slope is None:
+        return Adjoint(own, None)
+    else:
+        adjoint = _fed_forward(layer, border, own.double(), mean_slope.double())
+    return Adjoint(adjoint.own.to(own.dtype), None if adjoint.signal is None else adjoint.signal.to(own.dtype))
 
-    assert mean_slope is not None
+
+def _fed_forward(layer: LayerLike, border: Border, own: Tensor, mean_slope: Tensor) -> Adjoint:
+    """`Lambda_g = C_ig a_0 + sum_h psibar_h R_h D_i[h, g]`, with R handed down from above."""
+    assert border.above is not None
+    signal = border.above.double()
+    convolved = layer.bank(border.nodes.own, border.nodes.above).convolved
+    return Adjoint(own + _through(mean_slope * signal, convolved), signal)
+
+
+def _fed_back(layer: LayerLike, border: Border, own: Tensor, mean_slope: Tensor, hops: int) -> Adjoint:
+    """The same where spikes come back through recurrent weights U one step later, for a number of hops:
+
+    hop 1:       R^1 = R T + U^T (C_ig g_1)               the own part, begun after the border; R in the own nodes
+    hop j > 1:   R^j = U^T F^{j-1} S                      what came through in the hop before, one step later
+    through:     F^j_g = sum_h psibar_h R^j_h D_i[h, g]
+                 Lambda = C_ig a_0 + F^1 + F^2 + ...      all signals: R^1 + R^2 + ...
+    """  # noqa: D415
+    nodes = border.nodes
     bank = layer.bank(nodes.own, nodes.own)
     recurrent = layer.values().recurrent
     assert recurrent is not None
-    convolved, delayed = bank.convolved.to(own.dtype), bank.delayed.to(own.dtype)
-    hop = (border.g[:, None] * bank.kernels.to(own.dtype).t()) @ recurrent
+    u = recurrent.double()
+    hop = (border.g.double()[:, None] * bank.kernels.t()) @ u
+    if border.above is not None:
+        hop = hop + torch.einsum("bhm,hg->bgm", border.above.double(), layer.bank(nodes.own, nodes.above).converted)
     signal = hop
-    if above is not None:
-        hop = hop + torch.einsum("bhm,hg->bgm", above, layer.bank(nodes.own, nodes.above).converted.to(own.dtype))
-        signal = hop
-    total = own
-    for left in range(hops, 0, -1):
-        further = _through(mean_slope * hop, convolved)
-        total = total + further
-        if left > 1:
-            hop = torch.einsum("bhm,hg->bgm", further @ recurrent, delayed)
-            signal = signal + hop
+    through = _through(mean_slope * hop, bank.convolved)
+    total = own + through
+    for _ in range(hops - 1):
+        hop = torch.einsum("bhm,hg->bgm", through @ u, bank.delayed)
+        through = _through(mean_slope * hop, bank.convolved)
+        signal, total = signal + hop, total + through
     return Adjoint(total, signal)
 
 

@@ -51,7 +51,7 @@ class ModelDecays(NamedTuple):
     """The membrane decays of all layers of a model."""
 
     inside: list[float]  # all of them that lie strictly between 0 and 1
-    constant: list[float]  # those of the layers with one beta that is not learned
+    constant: list[float]  # those of the layers with one beta that is not learned; 0 and 1 of others too
     others: bool  # whether there are layers with a beta per neuron, or a learned one
 
 

@@ -108,7 +108,7 @@ class InputTrace(BankRule):
     of one step it is OTTT (Xiao et al. 2022, "Online training through time for spiking neural networks").
 
     With a beta per neuron an exact Z would have n * m numbers. A bank of G traces with fixed decays q_g, of which each
-    neuron's kernel is made up, `beta_i^k ~ sum_g C_ig q_g^k`, takes its place; `layer.bank_error()` says how well.
+    neuron's kernel is made up, `beta_i^k ~ sum_g C_ig q_g^k`, takes its place; `layer.banks()` says how well.
 
     Keeps n + 1 numbers per lane (with a beta per neuron G n + m), with recurrent weights m (G m) more, and m more for
     each of beta and theta that is learned.
@@ -125,9 +125,11 @@ class InputTrace(BankRule):
 
     def grid(self, layer: LayerLike, above: Tensor | None, decays: ModelDecays) -> Tensor | None:  # noqa: ARG002
         """A bank where the layer has a beta per neuron."""
-        if layer.values().beta.numel() == 1:
+        beta = layer.values().beta
+        if beta.numel() == 1:
             return None
-        return self._spaced(decays, (1.5, 2.5) if layer.learns("beta") else (1.0, 1.0))
+        edges = sorted({0.0, 1.0} & {*beta.tolist()})
+        return self._spaced(decays, edges, (1.5, 2.5) if layer.learns("beta") else (1.0, 1.0))
 
     def start(self, layer: LayerLike, lanes: int, nodes: Nodes) -> InputTraces:
         """Zeros."""

@@ -61,8 +61,8 @@ class AdjointRule(BankRule):
         super().__post_init__()
         if self.paths not in ("all", "own"):
             raise ValueError(f"{type(self).__name__}: expected paths to be 'all' or 'own', got {self.paths!r}.")
-        if self.hops != 0:
-            _checks.at_least_one(type(self).__name__, "hops", self.hops)
+        if self.hops != 0 or isinstance(self.hops, float):
+            _checks.at_least_one(type(self).__name__, "hops, where it is not 0,", self.hops)
 
     @property
     def uses_adjoint(self) -> bool:
@@ -89,9 +89,12 @@ class AdjointRule(BankRule):
         ends = above is None or self.only_own
         if ends and not recurrent and layer.values().beta.numel() == 1:
             return None
-        nodes = self._spaced(decays)
+        # a node of 1 is for perfect integrators from here on up alone: below one it would stand for another's
+        integrates = bool((layer.values().beta == 1).any()) or (above is not None and bool((above == 1).any()))
+        pinned = [decay for decay in decays.constant if decay < 1 or integrates]
+        nodes = self._spaced(decays, pinned)
         if self.span is None and not recurrent and not decays.others and banks.are_apart(decays.constant):
-            nodes = nodes.new_tensor(sorted(decays.constant))
+            nodes = nodes.new_tensor(sorted(pinned))
         return nodes
 
 

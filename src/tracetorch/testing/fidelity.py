@@ -119,6 +119,12 @@ def fidelity(
             _checks.at_least_one(where, "horizons", horizon)
     if (lr is None) != (updates == 0):
         raise ValueError(f"{where}: expected lr and updates together, got lr={lr} and updates={updates}.")
+    if lr is not None:
+        _checks.at_least_one(where, "updates", updates)
+    if every is not None:
+        _checks.at_least_one(where, "every", every)
+    if not windows or not horizons:
+        raise ValueError(f"{where}: expected at least one window and one horizon, got {windows} and {horizons}.")
     rules = rules or (Truncated(), InputTrace(), MeanField(), Eligibility())
     rows: list[FidelityRow] = []
     with probe_of(model) as probe:
@@ -161,10 +167,17 @@ def _rows(
     def compared(
         rule: str, window: int, horizon: int | None, actual: Gradients, beside: Gradients
     ) -> Iterator[FidelityRow]:
-        for row in compare(actual, beside):
+        shared = {name: actual[name] for name in beside if name in actual}  # a rule may have a parameter of its own
+        for row in compare(shared, {name: beside[name] for name in shared}):
             yield FidelityRow(update, rule, window, horizon, row.name, row.cosine, row.norm_ratio)
 
     yield from compared(ATTACHED, len(x), None, bptt_gradients(probe, x, ls, reset="attached"), expected)
+    truncated = copy.deepcopy(probe)
+    for layer in truncated._layers().values():
+        layer.rule = Truncated()
+    truncated.horizon = None
+    signs = _signs(online_gradients(truncated, x, ls, min(windows)))
+    yield from compared(ADAM, min(windows), None, signs, _signs(expected))
     for rule in rules:
         ruled = copy.deepcopy(probe)
         for layer in ruled._layers().values():
@@ -177,8 +190,6 @@ def _rows(
                 if lr is not None and window == min(windows):
                     moved = _moving_gradients(ruled, x, ls, window, lr)
                     yield from compared(f"{rule!r}, weights moving", window, horizon, moved, expected)
-                if rule == Truncated() and window == min(windows) and horizon is None:
-                    yield from compared(ADAM, window, None, _signs(actual), _signs(expected))
 
 
 def _moving_gradients(model: Online, x: Tensor, ls: Tensor, window: int, lr: float) -> Gradients:
