@@ -44,7 +44,7 @@ PAGE = """# Which rule, which window, which horizon?
 
 | | take | why |
 |---|---|---|
-| at every step, or most | `InputTrace`, windows of a few steps | most of the credit is recent, and a layer's own membrane carries it: row-wise MNIST, a loss at every step, K = 1: {ramp_input_trace} %, BPTT {ramp_bptt} % |
+| at every step, or most | `InputTrace`, windows of a few steps | most of the credit is recent, and a layer's own membrane carries it: row-wise MNIST, a loss at every step, K = 1: {ramp_input_trace} %, BPTT {ramp_bptt} %; with recurrent weights, K = 4: {ramp_recurrent} % |
 | late, and it fits into memory | any rule with `horizon=H` that covers the delay | credit is exact over H steps, through recurrent weights and all modules too |
 | late, and T is beyond the break-even, or has no end | `Eligibility` | row-wise MNIST, a loss at the last step, K = 1: {eligibility} %, BPTT {bptt} %, `InputTrace` {input_trace} % |
 | the input is a rate, stationary | `MeanField`, or `MeanRate` for the original's rule | exact where slopes do not change in time; at the memory of a few traces |
@@ -100,6 +100,7 @@ def page() -> str:
     return PAGE.format(
         table="\n".join(lines),
         ramp_input_trace=accuracy("rowwise_mnist", "input-trace-ramp"),
+        ramp_recurrent=accuracy("rowwise_mnist", "input-trace-ramp-recurrent"),
         ramp_bptt=accuracy("rowwise_mnist", "bptt-ramp"),
         eligibility=accuracy("rowwise_mnist", "eligibility-k1"),
         bptt=accuracy("rowwise_mnist", "bptt"),

@@ -1,13 +1,17 @@
 """The documentation is true: its code runs, its links lead somewhere."""
 
 import contextlib
+import importlib
 import io
 import json
 import re
+import types
 from pathlib import Path
 
 import pytest
 import torch
+
+import tracetorch as tt
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -57,6 +61,36 @@ def test_the_readmes_table_is_the_benchmarks(monkeypatch: pytest.MonkeyPatch) ->
 
     assert images.table(images.load("images")) in (ROOT / "README.md").read_text()
     assert memory.page(memory.load("memory")) == (ROOT / "docs" / "memory.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("script", "page"),
+    [
+        ("fidelity", "exactness"),
+        ("rowwise_mnist", "rowwise-mnist"),
+        ("delayed_cue", "delayed-cue"),
+        ("evidence", "evidence"),
+    ],
+)
+def test_pages_are_what_the_benchmarks_measured(script: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = importlib.import_module(script)
+    figures = json.loads((ROOT / "benchmarks" / "results" / f"{script}.json").read_text())
+    assert module.page(figures) == (ROOT / "docs" / f"{page}.md").read_text()
+
+
+def test_the_choosing_page_is_what_the_benchmarks_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import choosing
+
+    assert choosing.page() == (ROOT / "docs" / "choosing.md").read_text()
+
+
+def test_every_public_class_and_function_has_its_place_in_the_reference() -> None:
+    reference = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    for name in tt.__all__:
+        if not isinstance(getattr(tt, name), types.ModuleType):
+            assert f"::: tracetorch.{name}\n" in reference, name
 
 
 def test_the_recorded_memory_does_not_grow() -> None:

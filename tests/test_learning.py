@@ -99,3 +99,37 @@ def test_without_traces_the_cue_is_forgotten() -> None:
 
 def test_a_horizon_over_the_delay_remembers_it_too() -> None:
     assert cue_accuracy(tt.Truncated(), 7, horizon=28) > 0.9
+
+
+def evidence_accuracy(rule: tt.rules.Rule, window: int) -> tuple[float, int]:
+    """Evidence over 170 steps, 60 updates; chance is a half. And the bytes kept for it."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    size = {"cues": 5, "cue": 10, "pause": 4, "delay": 80, "answer": 20, "rate": 0.2, "generator": generator}
+    model = tt.Sequential(tt.LIF(40, 24, tau=torch.logspace(0.7, 2.2, 24)), tt.LI(24, 2, beta=1.0), rule=rule)
+    model.calibrate(tasks.evidence_accumulation(20, **size).x)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        x, target, weights = tasks.evidence_accumulation(20, **size)
+        model.reset()
+        for x_window, w in zip(x.split(window), weights.split(window), strict=True):
+            y = model.window(x_window)
+            if w.any():
+                model.backward(tt.loss.cross_entropy(y, target, w).ls)
+        optimizer.step()
+        optimizer.zero_grad()
+    kept = model.state_bytes(20) + model.tape_bytes(20, window)
+    model.eval()
+    model.reset()
+    x, target, weights = tasks.evidence_accumulation(300, **size)
+    return tt.metrics.accuracy(torch.tensordot(weights, model.window(x), dims=1), target), kept
+
+
+def test_evidence_is_accumulated_at_a_fraction_of_the_bytes() -> None:
+    bptt, all_steps = evidence_accuracy(tt.Truncated(), 170)
+    online, kept = evidence_accuracy(tt.Eligibility(), 10)
+    truncated, as_many = evidence_accuracy(tt.Truncated(), 34)
+    assert kept < as_many < all_steps / 4
+    assert online > 0.9
+    assert online > bptt - 0.03
+    assert truncated < online - 0.1
