@@ -700,3 +700,11 @@ def test_a_state_of_another_kind_of_layer_is_refused() -> None:
     layer(torch.ones(B, N))
     with pytest.raises(ValueError, match=r"expected the state of a model with the layers .*LI with InputTrace"):
         tt.LI(N, N).load_stream_state(layer.stream_state())
+
+
+def test_a_childs_masked_reset_ends_the_models_call() -> None:
+    model = make()
+    model(torch.ones(B, N))
+    model[0].reset(torch.tensor([True, False]))
+    with pytest.raises(RuntimeError, match="module 0: LIF: expected to be as the model's latest call left it"):
+        model.backward(torch.ones(B, M))

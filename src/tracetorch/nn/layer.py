@@ -405,7 +405,8 @@ class Layer(Online):
             self._warned_of_range = False
 
     def _backward(self, ls: list[Tensor | None], above: Tensor | None, wanted: Wanted, call: Call) -> PartBackward:
-        if not self._segments or self._segments[-1].call is not call or self._state is None:
+        latest = self._segments[-1] if self._segments else None
+        if latest is None or latest.call is not call or latest.ended or self._state is None:
             raise stale(type(self).__name__)
         result = self.rule.backward(self, self._segments, self._state.traces, ls, above, wanted)
         updates = []

@@ -333,7 +333,7 @@ class Online(Streaming):
 
         Linear in lanes and steps. With a horizon H, the latest windows that cover it are kept. Found by running a copy
         of the model for two short windows. The state of torch's random numbers, which a Dropout keeps (some 5 kB,
-        whatever the lanes and steps), is not counted.
+        whatever the lanes and steps), and each window's copy of betas and thresholds are not counted.
 
         Args:
             lanes: B.
@@ -385,7 +385,7 @@ class Online(Streaming):
             ValueError: window below 1; a model whose input size is unknown, since a stateless module is first.
         """
         found = {}
-        with probe_of(self) as probe:
+        with forked_random_numbers(self._a_weight()), probe_of(self) as probe:
             probe.horizon = None
             for layer in probe._layers().values():
                 layer.rule = Truncated()

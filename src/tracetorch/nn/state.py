@@ -10,10 +10,10 @@ from .. import _checks
 
 
 class LayerState(NamedTuple):
-    """What a layer keeps between two calls, apart from the tape of the latest."""
+    """What a layer keeps between two calls, apart from its tapes."""
 
     neuron: Any  # a NamedTuple of (B, m) tensors, such as MembraneState(mem)
-    traces: Any  # the rule's traces *before* the tape's window; None where nothing is being learned
+    traces: Any  # the rule's traces *before* the oldest tape's window; None where nothing is being learned
 
 
 def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:

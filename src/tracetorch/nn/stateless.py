@@ -21,7 +21,7 @@ _DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.
 
 
 class StatelessStep(NamedTuple):
-    """What is kept of the latest call."""
+    """What is kept of a call."""
 
     x: Tensor  # (K, B, ...) input
     modes: list[bool]  # `training` of the module and all in it

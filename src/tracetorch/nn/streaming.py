@@ -85,7 +85,8 @@ Plans = dict[int, Any]
 def marked(segments: tuple[Segment, ...], mask: Tensor) -> tuple[Segment, ...]:
     """The tapes with the lanes of the mask reset after the latest."""
     *before, last = segments
-    return (*before, last._replace(reset=mask.clone() if last.reset is None else last.reset | mask))
+    reset = mask.clone() if last.reset is None else last.reset | mask
+    return (*before, last._replace(reset=reset, ended=True))
 
 
 class TapeKeeper(Protocol):

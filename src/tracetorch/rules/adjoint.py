@@ -23,7 +23,7 @@ class BankRule(Rule):
     Args:
         nodes: G, how many exponentials the bank has. A layer with a single beta needs no bank of its own.
         span: the shortest and longest time constant of the bank, in steps; by default from those of the model's layers
-            when a stream begins: from the shortest / 1.5 to 2.5 times the longest.
+            when a stream begins, with a margin that the rule chooses.
     """
 
     nodes: int = 8

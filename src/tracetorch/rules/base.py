@@ -72,6 +72,7 @@ class Segment(NamedTuple):
     steps: int
     call: Any = None  # the forward call that ran it
     reset: Tensor | None = None  # (B,) bool
+    ended: bool = False  # whether the call can no longer be gone back to, since lanes were reset after it
 
     def forget(self, state: Any) -> Any:
         """The state after the reset."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..nn.online import Online, probe_of
+from ..nn.streaming import forked_random_numbers
 from ..rules import Eligibility, InputTrace, MeanField, Rule, Truncated
 from .compare import compare, online_gradients
 from .reference import Gradients, bptt_gradients
@@ -127,7 +128,9 @@ def fidelity(
         raise ValueError(f"{where}: expected at least one window and one horizon, got {windows} and {horizons}.")
     rules = rules or (Truncated(), InputTrace(), MeanField(), Eligibility())
     rows: list[FidelityRow] = []
-    with probe_of(model) as probe:
+    with forked_random_numbers(x), probe_of(model) as probe:
+        for layer in probe._layers().values():
+            layer.rule = Truncated()  # which is BPTT where one window holds the whole sequence
         for update in _along_training(probe, x, loss, lr, updates, every or max(1, updates)):
             rows += _rows(probe, x, loss, update, rules, windows, horizons, lr)
     return Fidelity(rows)
@@ -172,11 +175,8 @@ def _rows(
             yield FidelityRow(update, rule, window, horizon, row.name, row.cosine, row.norm_ratio)
 
     yield from compared(ATTACHED, len(x), None, bptt_gradients(probe, x, ls, reset="attached"), expected)
-    truncated = copy.deepcopy(probe)
-    for layer in truncated._layers().values():
-        layer.rule = Truncated()
-    truncated.horizon = None
-    signs = _signs(online_gradients(truncated, x, ls, min(windows)))
+    whole.horizon = None
+    signs = _signs(online_gradients(whole, x, ls, min(windows)))
     yield from compared(ADAM, min(windows), None, signs, _signs(expected))
     for rule in rules:
         ruled = copy.deepcopy(probe)
