@@ -102,3 +102,26 @@ def test_the_recorded_memory_does_not_grow() -> None:
             assert row["live_long"] == row["live_short"], name
             assert row["resident_long"] - row["resident_short"] < 2**20, name
     assert figures["rows"]["BPTT"]["live_long"] > 5 * figures["rows"]["BPTT"]["live_short"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "window", "cosines"),
+    [
+        ("MeanField()", 1, (0.82, 0.93, 0.97)),
+        ("MeanField()", 32, (0.92, 0.97, 0.99)),
+        ("Eligibility()", 1, (0.90, 0.97, 0.999)),
+    ],
+)
+def test_the_recorded_fidelity_of_a_new_network_is_high(
+    rule: str, window: int, cosines: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import fidelity
+
+    settings = json.loads((ROOT / "benchmarks" / "results" / "fidelity.json").read_text())["settings"]
+    for name in list(fidelity.SETTINGS)[:2]:  # without recurrent weights
+        layers = fidelity.averages(settings[f"{name}; new"])[rule, window]
+        for i, least in enumerate(cosines):
+            cosine, ratio = layers[f"{i}.synapse.weight"]
+            assert cosine >= least
+            assert 0.7 < ratio < 1.2

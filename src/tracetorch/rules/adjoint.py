@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _checks
 from ..functional import bank as banks
-from .base import Border, LayerLike, ModelDecays, Nodes, Rule
+from ..functional import trace
+from .base import Border, LayerLike, ModelDecays, Nodes, Rule, Tape
 
 UNKNOWN_SPAN = (2.0, 50.0)  # steps; where no beta lies between 0 and 1
 
@@ -76,6 +77,89 @@ def is_recurrent(layer: LayerLike, hops: int) -> bool:
 def signal_nodes(layer: LayerLike, nodes: Nodes, hops: int) -> Tensor | None:
     """The nodes in which all that reaches the layer's outputs is written; None where nothing does."""
     return nodes.own if is_recurrent(layer, hops) else nodes.above
+
+
+@dataclass(frozen=True, repr=False)
+class AdjointRule(BankRule):
+    """A rule that continues the adjoint into the past through the layers above, and through recurrent weights.
+
+    Args:
+        hops: how often the adjoint before the border passes through recurrent weights U; 0 leaves them out.
+        paths: which of its adjoint a layer hands down: "all", or its "own" membranes' part alone, so that credit
+            reaches the membranes one layer up and no further.
+    """
+
+    hops: int = 1
+    paths: Literal["all", "own"] = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.paths not in ("all", "own"):
+            raise ValueError(f"{type(self).__name__}: expected paths to be 'all' or 'own', got {self.paths!r}.")
+        if self.hops != 0 or isinstance(self.hops, float):
+            _checks.at_least_one(type(self).__name__, "hops, where it is not 0,", self.hops)
+
+    @property
+    def uses_adjoint(self) -> bool:
+        """It does."""
+        return True
+
+    @property
+    def only_own(self) -> bool:
+        """Whether a layer's own adjoint, in which the bank is written, is that of its membranes alone."""
+        return False
+
+    def grid(self, layer: LayerLike, above: Tensor | None, decays: ModelDecays) -> Tensor | None:
+        """The layer's own beta where nothing reaches its outputs; else the betas themselves, or nodes spaced evenly.
+
+        Raises:
+            ValueError: a Softmax below other layers, whose neurons have no slope each.
+        """
+        if above is not None and layer.neuron.name == "Softmax":
+            raise ValueError(
+                f"{type(self).__name__}: expected a Softmax to be the last layer, got one below others, each of whose "
+                f"outputs depends on all of its membranes. Give it rule=InputTrace()."
+            )
+        recurrent = is_recurrent(layer, self.hops)
+        ends = above is None or self.only_own
+        if ends and not recurrent and layer.values().beta.numel() == 1:
+            return None
+        # a node of 1 is for perfect integrators from here on up alone: below one it would stand for another's
+        integrates = bool((layer.values().beta == 1).any()) or (above is not None and bool((above == 1).any()))
+        pinned = [decay for decay in decays.constant if decay < 1 or integrates]
+        nodes = self._spaced(decays, pinned)
+        if self.span is None and not recurrent and not decays.others and banks.are_apart(decays.constant):
+            nodes = nodes.new_tensor(sorted(pinned))
+        return nodes
+
+
+class SlopeTraces(NamedTuple):
+    """What is kept of a layer's slopes, at the time scale of each of the H nodes of the signal that reaches it."""
+
+    slope: Tensor  # (B, H, m)  traces of psi_t
+    steps: Tensor  # (B, H, 1)  traces of 1
+
+
+def start_slopes(layer: LayerLike, lanes: int, signal: Tensor | None) -> SlopeTraces | None:
+    """The slopes' traces of lanes that have seen nothing."""
+    if signal is None:
+        return None
+    return SlopeTraces(layer.zeros(lanes, len(signal), layer.out_features), layer.zeros(lanes, len(signal), 1))
+
+
+def advance_slopes(layer: LayerLike, old: SlopeTraces | None, tape: Tape, signal: Tensor | None) -> SlopeTraces | None:
+    """The slopes' traces one window further."""
+    if old is None or signal is None:
+        return None
+    psi = layer.neuron.slope(tape)
+    assert psi is not None
+    ones = old.steps.new_ones(len(psi), 1, 1)
+    return SlopeTraces(trace.advance_bank(old.slope, psi, signal), trace.advance_bank(old.steps, ones, signal))
+
+
+def mean_slope(slopes: SlopeTraces | None) -> Tensor | None:
+    """Psibar at each time scale, (B, H, m)."""
+    return None if slopes is None else trace.average(slopes.slope, slopes.steps)
 
 
 def own_part(layer: LayerLike, border: Border) -> Tensor:

@@ -8,10 +8,21 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .adjoint import Adjoint, check_integrators, is_recurrent, layer_adjoint, own_part, signal_nodes
+from .adjoint import (
+    Adjoint,
+    AdjointRule,
+    SlopeTraces,
+    advance_slopes,
+    check_integrators,
+    is_recurrent,
+    layer_adjoint,
+    mean_slope,
+    own_part,
+    signal_nodes,
+    start_slopes,
+)
 from .base import Border, Gradients, LayerLike, Nodes, Tape, Traces, map_inputs, sum_to_shape
 from .input_trace import InputTraces, advance_own, own_carry, start_own
-from .mean_field import AdjointRule, SlopeTraces, advance_slopes, mean_slope, start_slopes
 
 
 class EligibilityMatrices(NamedTuple):
