@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -63,18 +64,14 @@ def test_eligibility_learns_what_bptt_learns_on_mnist_row_by_row() -> None:
     eligibility_follows_bptt(datasets.mnist(), side=28, hidden=256, updates=100, lanes=20)
 
 
-def cue_accuracy(rule: tt.rules.Rule, window: int, horizon: int | None = None) -> float:
-    """A cue remembered over 20 steps, 60 updates; chance is a half."""
-    torch.manual_seed(1)
-    generator = torch.Generator().manual_seed(1)
-    size = {"classes": 2, "channels": 20, "cue": 5, "delay": 20, "answer": 3, "generator": generator}
-    taus = torch.logspace(0.7, 2.0, 24)
-    model = tt.Sequential(tt.LIF(21, 24, tau=taus), tt.LIF(24, 24, tau=taus), tt.LI(24, 2, tau=3.0))
-    model.rule, model.horizon = rule, horizon
-    model.calibrate(tasks.delayed_cue(40, **size).x)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+def trained_accuracy(
+    model: tt.Sequential, draw: Callable[[int], tasks.Sequences], window: int, lanes: int, lr: float
+) -> float:
+    """On fresh sequences, after 60 updates, each when its sequences end."""
+    model.calibrate(draw(lanes).x)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     for _ in range(60):
-        x, target, weights = tasks.delayed_cue(40, **size)
+        x, target, weights = draw(lanes)
         model.reset()
         for x_window, w in zip(x.split(window), weights.split(window), strict=True):
             y = model.window(x_window)
@@ -84,8 +81,19 @@ def cue_accuracy(rule: tt.rules.Rule, window: int, horizon: int | None = None) -
         optimizer.zero_grad()
     model.eval()
     model.reset()
-    x, target, weights = tasks.delayed_cue(300, **size)
+    x, target, weights = draw(300)
     return tt.metrics.accuracy(torch.tensordot(weights, model.window(x), dims=1), target)
+
+
+def cue_accuracy(rule: tt.rules.Rule, window: int, horizon: int | None = None) -> float:
+    """A cue remembered over 20 steps, 60 updates; chance is a half."""
+    torch.manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
+    size = {"classes": 2, "channels": 20, "cue": 5, "delay": 20, "answer": 3, "generator": generator}
+    taus = torch.logspace(0.7, 2.0, 24)
+    model = tt.Sequential(tt.LIF(21, 24, tau=taus), tt.LIF(24, 24, tau=taus), tt.LI(24, 2, tau=3.0))
+    model.rule, model.horizon = rule, horizon
+    return trained_accuracy(model, lambda lanes: tasks.delayed_cue(lanes, **size), window, lanes=40, lr=2e-2)
 
 
 @pytest.mark.parametrize("rule", [tt.InputTrace(), tt.MeanField(), tt.Eligibility(), tt.rules.OTPE()], ids=str)
@@ -107,22 +115,11 @@ def evidence_accuracy(rule: tt.rules.Rule, window: int) -> tuple[float, int]:
     generator = torch.Generator().manual_seed(0)
     size = {"cues": 5, "cue": 10, "pause": 4, "delay": 80, "answer": 20, "rate": 0.2, "generator": generator}
     model = tt.Sequential(tt.LIF(40, 24, tau=torch.logspace(0.7, 2.2, 24)), tt.LI(24, 2, beta=1.0), rule=rule)
-    model.calibrate(tasks.evidence_accumulation(20, **size).x)
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(60):
-        x, target, weights = tasks.evidence_accumulation(20, **size)
-        model.reset()
-        for x_window, w in zip(x.split(window), weights.split(window), strict=True):
-            y = model.window(x_window)
-            if w.any():
-                model.backward(tt.loss.cross_entropy(y, target, w).ls)
-        optimizer.step()
-        optimizer.zero_grad()
     kept = model.state_bytes(20) + model.tape_bytes(20, window)
-    model.eval()
-    model.reset()
-    x, target, weights = tasks.evidence_accumulation(300, **size)
-    return tt.metrics.accuracy(torch.tensordot(weights, model.window(x), dims=1), target), kept
+    accuracy = trained_accuracy(
+        model, lambda lanes: tasks.evidence_accumulation(lanes, **size), window, lanes=20, lr=5e-3
+    )
+    return accuracy, kept
 
 
 def test_evidence_is_accumulated_at_a_fraction_of_the_bytes() -> None:

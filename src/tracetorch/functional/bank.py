@@ -145,10 +145,8 @@ class Bank:
         exact = apart.abs() * MAX_FRACTION >= 1
         exact &= self._is_node(p) & self._is_node(beta) | (p == 1) | (beta == 1)
         apart = torch.where(exact, apart, torch.ones_like(apart))[..., None]
-        fractions = (
-            self._exponentials(self.above)[None] * p[..., None] - self.kernels[:, None] * beta[..., None]
-        ) / apart
-        return torch.where(exact[..., None], fractions, fitted)
+        fractions = self.converted * p[..., None] - self.kernels[:, None] * beta[..., None]
+        return torch.where(exact[..., None], fractions / apart, fitted)
 
     @cached_property
     def converted(self) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..rules import Rule
 from ..rules.base import ModelDecays, Wanted
-from .container import Container, named
-from .online import Online, PartBackward, Proposal, Rescaling
+from .container import Container, feature_shape, named
+from .online import PartBackward, Proposal, Rescaling
 from .streaming import Call, Handed, Plans
 
 
@@ -136,13 +136,8 @@ class Concat(Container):
         return torch.cat(outputs, -1), rescalings
 
     def _feature_shape(self) -> tuple[int, ...] | None:
-        for part in self._modules.values():
-            shape = part._feature_shape() if isinstance(part, Online) else None
-            if type(part) is nn.Linear:
-                shape = (part.in_features,)
-            if shape is not None:
-                return shape
-        return None
+        shapes = map(feature_shape, self._modules.values())
+        return next((shape for shape in shapes if shape is not None), None)
 
 
 def _sum(signals: list[Tensor | None]) -> Tensor | None:

@@ -20,7 +20,10 @@ class Container(Online, nn.Sequential):
     """Base of models: modules by name, one rule for those that have none of their own."""
 
     def __init__(
-        self, *modules: nn.Module | OrderedDict[str, nn.Module], rule: Rule | None, horizon: int | None
+        self,
+        *modules: nn.Module | OrderedDict[str, nn.Module],
+        rule: Rule | None = None,
+        horizon: int | None = None,
     ) -> None:
         super().__init__()
         self._adapters: dict[str, Stateless] = {}
@@ -212,6 +215,13 @@ class Container(Online, nn.Sequential):
             for _, part in self._named_parts()
             for keeper in ([part] if isinstance(part, Stateless) else cast(Online, part)._parts())
         ]
+
+
+def feature_shape(module: nn.Module) -> tuple[int, ...] | None:
+    """The shape of one lane's input of a module at one step; None where it is unknown."""
+    if type(module) is nn.Linear:
+        return (module.in_features,)
+    return module._feature_shape() if isinstance(module, Online) else None
 
 
 @contextmanager

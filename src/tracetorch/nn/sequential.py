@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from ..rules import Rule
 from ..rules.base import ModelDecays, Wanted
-from .container import Container, named
-from .online import Online, PartBackward, Proposal, Rescaling
+from .container import Container, feature_shape, named
+from .online import PartBackward, Proposal, Rescaling
 from .streaming import Call, Handed, Plans
 
 
@@ -39,14 +37,6 @@ class Sequential(Container):
     >>> model[0].synapse.weight.grad.shape
     torch.Size([3, 4])
     """
-
-    def __init__(
-        self,
-        *modules: nn.Module | OrderedDict[str, nn.Module],
-        rule: Rule | None = None,
-        horizon: int | None = None,
-    ) -> None:
-        super().__init__(*modules, rule=rule, horizon=horizon)
 
     def _hand_nodes(
         self,
@@ -93,7 +83,4 @@ class Sequential(Container):
         return x, rescalings
 
     def _feature_shape(self) -> tuple[int, ...] | None:
-        first = next(iter(self._modules.values()))
-        if type(first) is nn.Linear:
-            return (first.in_features,)
-        return first._feature_shape() if isinstance(first, Online) else None
+        return feature_shape(next(iter(self._modules.values())))

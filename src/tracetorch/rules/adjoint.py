@@ -71,7 +71,7 @@ class Adjoint(NamedTuple):
 
 def is_recurrent(layer: LayerLike, hops: int) -> bool:
     """Whether the layer's adjoint feeds back on itself."""
-    return hops > 0 and layer.values().recurrent is not None
+    return hops > 0 and layer.learns("recurrent")
 
 
 def signal_nodes(layer: LayerLike, nodes: Nodes, hops: int) -> Tensor | None:

@@ -121,6 +121,9 @@ class Eligibility(AdjointRule):
         decay = (signal**steps).to(tape.x.dtype)[:, None]
         a_0: Tensor = probe.leftover.mem
         inputs = map_inputs(layer, tape)
+        kernels = None
+        if tape.values.beta.numel() > 1:
+            kernels = layer.bank(tape.nodes.own, tape.nodes.above, tape.values.beta).kernels.to(a_0.dtype)
 
         def matrix(name: str) -> Tensor | None:
             before, z_0 = getattr(old.signal, name), getattr(old.own, name)
@@ -133,9 +136,6 @@ class Eligibility(AdjointRule):
             after: Tensor = decay * before + (added + a_0 * z_0).transpose(0, 1)
             return after
 
-        kernels = None
-        if tape.values.beta.numel() > 1:
-            kernels = layer.bank(tape.nodes.own, tape.nodes.above, tape.values.beta).kernels.to(a_0.dtype)
         return EligibilityTraces(
             own,
             EligibilityMatrices(
