@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .adjoint import (
-    Adjoint,
     AdjointRule,
     SlopeTraces,
     advance_slopes,
@@ -156,19 +155,22 @@ class Eligibility(AdjointRule):
         if (wanted and not self.only_own) or is_recurrent(layer, self.hops):
             check_integrators("Eligibility", layer, signal_nodes(layer, border.nodes, self.hops))
             adjoint = layer_adjoint(layer, border, mean_slope(slopes), self.hops)
+            signal = adjoint.signal
         else:
-            adjoint = Adjoint(own_part(layer, border), border.above)
+            adjoint, signal = None, border.above
         values = layer.values()
-        if past.signal is not None and adjoint.signal is not None:
+        if past.signal is not None and signal is not None:
             for name in ("weight", "recurrent"):
                 if layer.wants(name):
-                    gradients[name] += torch.einsum("bhm,bhmn->mn", adjoint.signal, getattr(past.signal, name))
+                    gradients[name] += torch.einsum("bhm,bhmn->mn", signal, getattr(past.signal, name))
             for name, parameter in (("bias", None), ("beta", values.beta), ("threshold", values.threshold)):
                 if layer.wants(name):
-                    per_lane = (adjoint.signal * getattr(past.signal, name)).sum(1)
+                    per_lane = (signal * getattr(past.signal, name)).sum(1)
                     gradients[name] += per_lane.sum(0) if parameter is None else sum_to_shape(per_lane, parameter)
-        below = adjoint.own if self.paths == "all" else own_part(layer, border)
-        return gradients, layer.transpose(below) if wanted else None
+        if not wanted:
+            return gradients, None
+        handed = own_part(layer, border) if adjoint is None or self.paths == "own" else adjoint.own
+        return gradients, layer.transpose(handed)
 
 
 def _advance_matrix(

@@ -157,5 +157,6 @@ class MeanField(AdjointRule):
             if adjoint.signal is not None and past.unfired is not None:
                 per_lane = per_lane - (adjoint.signal * past.unfired).sum(1)
             gradients["threshold"] = sum_to_shape(per_lane, values.threshold)
-        below = adjoint.own if self.paths == "all" else own_part(layer, border)
-        return gradients, layer.transpose(below) if wanted else None
+        if not wanted:
+            return gradients, None
+        return gradients, layer.transpose(own_part(layer, border) if self.paths == "own" else adjoint.own)
