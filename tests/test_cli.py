@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 import tracetorch as tt
 from test_datasets import write_mnist
-from tracetorch import datasets
+from tracetorch import datasets, health
 from tracetorch.cli import app as commands
-from tracetorch.cli import main
+from tracetorch.cli import info, main
 from tracetorch.train import ImageSettings, build, evaluate
 
 TINY = ["--epochs", "1", "--steps", "4", "--window", "2", "--lanes", "50"]
@@ -278,3 +279,157 @@ def test_fidelity_refuses(arguments, message):
     result = tracetorch("fidelity", *arguments)
     assert result.exit_code == 2
     assert re.search(message, one_line(result))
+
+
+# -- info --------------------------------------------------------------------------------------------------------------
+
+NETS = """
+import torch
+import tracetorch as tt
+
+model = tt.LIF(4, 3)
+
+def build():
+    return tt.Sequential(tt.LIF(4, 3, rule=tt.Truncated()), tt.LI(3, 2))
+
+class Deep(tt.Sequential):
+    def __init__(self):
+        super().__init__(tt.LIF(4, 3), tt.LIF(3, 3), tt.LI(3, 2))
+
+class Presets:
+    small = build
+
+def sized(n):
+    return tt.LIF(n, n)
+
+linear = torch.nn.Linear(4, 3)
+number = 3
+"""
+
+
+@pytest.fixture
+def nets(tmp_path, monkeypatch):
+    """A module of that name, which can be imported."""
+    (tmp_path / "health_nets.py").write_text(NETS)
+    (tmp_path / "broken_nets.py").write_text("1 /\n0")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "health_nets"
+    sys.modules.pop("health_nets", None)
+
+
+@pytest.mark.parametrize("dataset", commands.PRESETS)
+def test_info_of_what_train_begins_with(dataset):
+    result = tracetorch("info", dataset)
+    assert result.exit_code == 0, result.output
+    model = build(commands.PIXELS[dataset], 10, commands.PRESETS[dataset])
+    assert result.stdout == health.table(model) + "\n"
+    assert result.stderr == ""
+
+
+def test_the_presets_have_the_data_sets_pixels(tmp_path):
+    for dataset, images in (("digits", datasets.digits()), ("mnist", datasets.mnist(write_mnist(tmp_path)))):
+        assert commands.PIXELS[dataset] == images.train_x.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "kinds"),
+    [
+        ("model", ["LIF"]),
+        ("build", ["LIF", "LI"]),
+        ("Deep", ["LIF", "LIF", "LI"]),
+        ("Presets.small", ["LIF", "LI"]),
+    ],
+)
+def test_info_of_a_model_of_ones_own(path, kinds, nets):
+    before = sys.path[:]
+    result = tracetorch("info", f"{nets}:{path}", "--lanes", 10)
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert "bytes per 10 lanes" in result.stdout
+    assert [line[1] for line in lines[1 : 1 + len(kinds)]] == kinds
+    assert [line[0] for line in lines[1 + len(kinds) :]] == ["total", "tape"]
+    assert sys.path == before
+
+
+def test_info_finds_modules_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "nets_beside.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    result = tracetorch("info", "nets_beside:build")
+    sys.modules.pop("nets_beside")
+    assert result.exit_code == 0, result.output
+    assert "Truncated()" in result.stdout
+
+
+def test_info_with_data_shows_rates_and_warns(tmp_path, nets):
+    torch.save(torch.zeros(20, 5, 4, dtype=torch.uint8), tmp_path / "x.pt")
+    result = tracetorch("info", f"{nets}:model", "--data", tmp_path / "x.pt")
+    assert result.exit_code == 0, result.output
+    head, layer, *_ = result.stdout.splitlines()
+    assert head.endswith("spikes per step")
+    assert layer.endswith("0.0000")
+    assert result.stderr.startswith("tracetorch: health.check: expected layer LIF to fire between")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("cifar", "info: expected one of digits, mnist, or module:object such as mypackage.nets:build, got 'cifar'."),
+        ("health_nets:", "got 'health_nets:'."),
+        (":build", "got ':build'."),
+        (
+            "no_such_nets:build",
+            "info: expected a module that can be imported, got 'no_such_nets' (ModuleNotFoundError: No module named "
+            "'no_such_nets'). Run the command in the folder that it lies in, or set PYTHONPATH.",
+        ),
+        ("broken_nets:build", "got 'broken_nets' (SyntaxError: invalid syntax (broken_nets.py, line 1))."),
+        ("health_nets:bild", "expected 'bild' in the module 'health_nets', got nothing of that name (module"),
+        (
+            "health_nets:sized",
+            "expected health_nets:sized to make a model when called without arguments, got TypeError: sized() missing "
+            "1 required positional argument: 'n'. Name a function that needs none.",
+        ),
+        (
+            "health_nets:linear",
+            "expected health_nets:linear to be or to make a layer or model of tracetorch, got Linear. "
+            "tracetorch.Sequential is the way to stack layers.",
+        ),
+        ("health_nets:number", "a layer or model of tracetorch, got int."),
+    ],
+)
+def test_info_refuses_what_is_no_model(name, says, nets):
+    result = tracetorch("info", name)
+    assert says in one_line(result)
+    assert result.exit_code == 2
+
+
+def test_info_refuses_bad_options(tmp_path):
+    (tmp_path / "text").write_text("not a tensor")
+    (tmp_path / "empty").write_text("")
+    torch.save([1.0, 2.0], tmp_path / "list")
+    torch.save(torch.zeros(5, 1, 63), tmp_path / "wide")
+    for arguments, says in [
+        (["--lanes", 0], "expected lanes to be a whole number of at least 1, got 0"),
+        (["--data", tmp_path / "nowhere"], "No such file"),
+        (["--data", tmp_path / "text"], "expected --data to be a tensor saved by torch.save, got"),
+        (["--data", tmp_path / "empty"], "(of another format)"),
+        (["--data", tmp_path / "list"], "expected --data to be a tensor saved by torch.save, got a list"),
+        (["--data", tmp_path / "wide"], "expected a window of x of shape (K, B, 64), got (5, 1, 63)"),
+    ]:
+        result = tracetorch("info", "digits", *arguments)
+        assert says in one_line(result)
+        assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_on_a_terminal_nothing_of_the_table_is_cut_off(width, monkeypatch, capsys):
+    found = health.summary(build(64, 10, ImageSettings()))
+    console = Console(width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr(info, "Console", lambda: console)
+    info.show(found)
+    shown = capsys.readouterr().out
+    assert ("───" in shown) == (width > 60)
+    for line in found.cells()[1:]:
+        for text in filter(None, line):
+            assert text in shown
+    assert found.tape() in shown

@@ -16,7 +16,7 @@ LAYERS = [
     {"functional"},
     {"rules"},
     {"nn"},
-    {"encode", "loss", "metrics", "datasets", "plot", "tasks"},
+    {"encode", "loss", "metrics", "datasets", "health", "plot", "tasks"},
     {"train", "testing"},
     {"cli"},
 ]
@@ -88,7 +88,7 @@ def test_another_distribution_of_the_same_import_name_is_refused(tmp_path: Path)
 def test_what_needs_an_extra_is_imported_when_asked_for() -> None:
     code = (
         "import sys, tracetorch as tt; assert 'tracetorch.plot' not in sys.modules;"
-        "tt.plot.raster, tt.testing.compare, tt.datasets.digits, tt.train.build"
+        "tt.plot.raster, tt.testing.compare, tt.datasets.digits, tt.train.build, tt.health.check"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="module 'tracetorch' has no attribute 'nothing'"):

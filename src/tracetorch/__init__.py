@@ -7,13 +7,13 @@ from . import _checks
 _checks.refuse_other_distribution()
 
 from . import encode, functional, loss, metrics, nn, rules  # noqa: E402
-from .functional import surrogate  # noqa: E402
-from .nn import LI, LIF, Concat, Sequential, Softmax, no_learning  # noqa: E402
+from .functional import firing, surrogate  # noqa: E402
+from .nn import ALIF, IF, LI, LIF, Concat, Sequential, Softmax, Synaptic, no_learning  # noqa: E402
 from .rules import Eligibility, InputTrace, MeanField, MeanRate, Truncated  # noqa: E402
 
 __version__ = "0.1.0"
 
-_ON_DEMAND = ("datasets", "plot", "tasks", "testing", "train")  # some of them need an extra
+_ON_DEMAND = ("datasets", "health", "plot", "tasks", "testing", "train")  # some of them need an extra
 
 
 def __getattr__(name: str) -> object:
@@ -24,6 +24,8 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
+    "ALIF",
+    "IF",
     "LI",
     "LIF",
     "Concat",
@@ -33,8 +35,10 @@ __all__ = [
     "MeanRate",
     "Sequential",
     "Softmax",
+    "Synaptic",
     "Truncated",
     "encode",
+    "firing",
     "functional",
     "loss",
     "metrics",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
+import warnings
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, TypeVar
@@ -16,12 +18,13 @@ import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .. import __version__, datasets
+from .. import __version__, datasets, health
 from ..nn import Sequential
 from ..rules import OSTL, OTPE, OTTT, SLTT, Eligibility, EProp, InputTrace, MeanField, MeanRate, Rule, Truncated
 from ..train import BatchResult, ImageSettings, build, evaluate, fit
 from .fidelity import LOSSES, FidelitySettings, report
 from .fidelity import write as write_fidelity
+from .info import input_from, model_of, show
 from .report import FILES, Run, write
 
 COMPARED: dict[str, Rule] = {
@@ -44,7 +47,11 @@ RULES: dict[str, Rule] = {
     "mean-rate": MeanRate(),
 }
 PRESETS = {"digits": ImageSettings(epochs=30, lr=4e-3), "mnist": ImageSettings()}
+PIXELS = {"digits": 64, "mnist": 784}
 CLASSES = 10
+NETWORKS: dict[str, Callable[[], Sequential]] = {
+    name: partial(build, PIXELS[name], CLASSES, settings) for name, settings in PRESETS.items()
+}
 INTERRUPTED = 130  # what shells call the end by Ctrl-C
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -159,6 +166,31 @@ def compare_gradients(
         with _errors_in_one_line():
             written = write_fidelity(out, found)
         typer.echo(f"wrote {', '.join(map(str, written))}")
+
+
+@app.command()
+def info(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help=f"{', '.join(NETWORKS)}: what train begins with; or module:object, such as mypackage.nets:build: "
+            f"a model, or a function that makes one."
+        ),
+    ],
+    lanes: Annotated[int, typer.Option(help="B, for which the state's bytes are counted.")] = 1,
+    data: Annotated[
+        Path | None, typer.Option(help="File with an input (steps, lanes, n) by torch.save, to find firing rates with.")
+    ] = None,
+) -> None:
+    """Show what a model is made of: layers, parameters, rules, bytes kept, time constants, thresholds."""
+    with _errors_in_one_line():
+        network = model_of(model, NETWORKS)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = health.summary(network, lanes, None if data is None else input_from(data, network))
+    show(found)
+    for warning in caught:
+        typer.echo(f"tracetorch: {warning.message}", err=True)
 
 
 Number = TypeVar("Number", int, float)

@@ -1,142 +1,312 @@
 """Window scans of each neuron and their reverse scans: the reference, in plain torch.
 
-Shapes: K steps in a window, B lanes, m neurons. `beta` and `threshold` are tensors of shape () or (m,).
+Shapes: K steps in a window, B lanes, m neurons. Parameter values are tensors of shape () or (m,), by name.
 
-LIF (leaky integrate-and-fire, subtractive reset, no gradient through the reset spike), for t = 1..K:
+Spiking neurons, for t = 1..K; what a neuron has not is left out (no alpha: i_t = J_t; no kappa: theta_t = theta):
 
-    p_t = beta * v_{t-1} + I_t                membrane before the reset, I_t = W x_t + b
-    u_t = p_t - theta
-    s_t = [u_t >= 0]                          output spike
-    v_t = p_t - theta * s_t                   membrane after the reset
+    J_t     = W x_t + b (+ U s_{t-1})                    current, with recurrent weights U
+    i_t     = alpha * i_{t-1} + J_t                      synaptic current
+    p_t     = beta * v_{t-1} + gain * i_t                membrane before the reset
+    theta_t = theta + kappa * a_{t-1}                    adaptive threshold
+    u_t     = p_t - theta_t
+    s_t     = fire(u_t)                                  output spikes (see `firing`)
+    v_t     = p_t - theta_t * s_t                        reset "subtract"; "zero": p_t * [s_t = 0]; "none": p_t
+    a_t     = rho * a_{t-1} + s_t                        adaptation
 
-LI (leaky integrator, the readout):  v_t = beta * v_{t-1} + I_t, output v_t.
+A "subtract" that is *delayed* takes theta_t * s_{t-1} from p_t instead, where beta has no part in it.
 
-Reverse scan, given ls_t = dL/ds_t (LI: dL/dv_t), from t = K down with a_K = 0:
+LI (leaky integrator, the readout):  v_t = beta * v_{t-1} + J_t, output v_t.
 
-    g_t     = psi(u_t) * ls_t + a_t           = dL/dI_t   (LI: ls_t + a_t)
-    a_{t-1} = beta * g_t                      = dL/dv_{t-1}
+The reverse scan, given ls_t = dL/ds_t (LI: dL/dv_t), from t = K down; d. stands for dL/d. by way of later steps, which
+is 0 for t = K, or what is left over of a later window that has been run backwards already:
 
-    dL/dbeta  =   sum_t g_t * v_{t-1}
-    dL/dtheta = - sum_t (psi(u_t) * ls_t + a_t * s_t)
+    e_t  = psi(u_t) * (ls_t + ds_t + da_t)               = dL/du_t, by way of the spike; the reset detached
+    g_t  = e_t + dv_t                                    = dL/dp_t;  "zero": dv_t * [s_t = 0]
+    c_t  = -e_t - dv_t * s_t                             = dL/dtheta_t;  delayed: -e_t - g_t * s_{t-1};  else: -e_t
+    h_t  = gain * g_t + di_t                             = dL/di_t = dL/dJ_t
 
-`a_0` is what is left over: the gradient with respect to the state that the window began with. Where a later window has
-been run backwards already, its leftover takes the place of a_K = 0.
+    dv_{t-1} = beta * g_t     di_{t-1} = alpha * h_t     da_{t-1} = rho * da_t + kappa * c_t     ds_{t-1} = U^T h_t
 
-With recurrent weights U, `I_t = W x_t + b + U s_{t-1}`, and ls_t becomes `ls_t + U^T g_{t+1}`; what is left over then
-has a second part, `dL/ds_0 = U^T g_1`.
+    dL/dbeta = sum_t g_t * v_{t-1}      dL/dalpha = sum_t h_t * i_{t-1}      dL/dtheta = sum_t c_t
+    dL/dkappa = sum_t c_t * a_{t-1}     dL/drho = sum_t da_t * a_{t-1}
+
+With the reset *attached*, ls_t + ... also holds what the reset makes of the spike: -theta_t * dv_t ("zero":
+-p_t * dv_t), delayed: ds_{t-1} -= theta_t * g_t. With gain = 1 - beta, dL/dbeta also holds -g_t * i_t. For LI,
+e_t = ls_t.
 
 All of it runs outside autograd: the reverse scans *are* the derivatives.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from .surrogate import Surrogate
+from .firing import Firing
+
+Values = Mapping[str, Tensor]
+"""Parameter values by name: "beta", "threshold", "alpha", "rho", "kappa", () or (m,); "recurrent", (m, m)."""
 
 
-class LIFScan(NamedTuple):
-    """What `lif` returns."""
+class State(NamedTuple):
+    """The state of a neuron, and the gradient with respect to it; None for what it has not."""
 
-    spk: Tensor  # (K, B, m) spikes
+    mem: Tensor  # (B, m) v, the membrane after the reset
+    cur: Tensor | None = None  # (B, m) i, the synaptic current
+    adapt: Tensor | None = None  # (B, m) a, the adaptation of the threshold
+    spk: Tensor | None = None  # (B, m) the latest output, where recurrent weights or a delayed reset need it
+
+
+@dataclass(frozen=True)
+class Form:
+    """What kind of spiking neuron it is, apart from its parameters."""
+
+    firing: Firing
+    reset: Literal["subtract", "zero", "none"] = "subtract"
+    delayed: bool = False
+    attached: bool = False
+    gain: float | Literal["leak"] = 1.0  # "leak": 1 - beta
+
+    def gain_of(self, values: Values) -> Tensor | float:
+        """The factor on the current."""
+        return 1 - values["beta"] if self.gain == "leak" else self.gain
+
+
+NOTHING = State(None)  # type: ignore[arg-type]
+"""No gradient at all: what is left over where there is no later window."""
+
+
+class Record(NamedTuple):
+    """What a window keeps for its reverse scan; None for what follows from the rest."""
+
     u: Tensor  # (K, B, m) membrane before the reset, relative to the threshold
-    mem: Tensor  # (B, m) membrane after the last step's reset
+    y: Tensor | None = None  # (K, B, m) output, where it cannot be computed again
+    cur: Tensor | None = None  # (K, B, m) i_t
+    adapt: Tensor | None = None  # (K, B, m) a_{t-1}
 
 
-class Recurrence(NamedTuple):
-    """What recurrent weights add to a scan."""
+class Scan(NamedTuple):
+    """A window of a neuron."""
 
-    weight: Tensor  # (m, m) U, from the column's neuron to the row's
-    spk: Tensor | None  # (B, m) forwards: s_0; backwards: dL/ds_K from a later window; None for 0
+    y: Tensor  # (K, B, m) output
+    record: Any  # what the reverse scan needs: a `Record`, or another NamedTuple of tensors
+    state: Any  # after the window, such as a `State`
 
 
-class ReverseScan(NamedTuple):
-    """What the reverse scans return."""
+class Reverse(NamedTuple):
+    """A reverse scan of a window."""
 
-    g: Tensor  # (K, B, m) dL/dI
-    mem: Tensor  # (B, m) a_0 = dL/dv_0, left over at the window's start
-    beta: Tensor  # (B, m) dL/dbeta of each neuron in each lane, summed over the window
-    threshold: Tensor | None  # (B, m) dL/dtheta likewise; None for neurons without a threshold
-    spk: Tensor | None = None  # (B, m) dL/ds_0, with recurrent weights
+    g: Tensor  # (K, B, m) dL/dJ
+    first: State  # dL/dp and dL/di (by way of later currents) of the first step
+    leftover: State  # dL/dstate at the window's start
+    own: dict[str, Tensor]  # (B, m) the gradient of each parameter asked for, summed over the window
 
 
 @torch.no_grad()
-def lif(
-    current: Tensor,
-    mem: Tensor,
-    beta: Tensor,
-    threshold: Tensor,
-    surrogate: Surrogate,
-    recurrence: Recurrence | None = None,
-) -> LIFScan:
-    """Run a window of LIF steps.
+def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
+    """Run a window of spiking neurons.
 
     Args:
-        current: (K, B, m) input currents I, without what recurrent weights add.
-        mem: (B, m) membrane that the window starts with.
-        beta: () or (m,) membrane decay per step (dimensionless).
-        threshold: () or (m,) firing threshold (dimensionless).
-        surrogate: its `spike` decides what is emitted.
-        recurrence: the recurrent weights, and the spikes of the step before the window.
+        current: (K, B, m) input currents W x_t + b.
+        start: the state that the window starts with.
+        values: the parameters' values.
+        form: the kind of neuron.
 
-    >>> from tracetorch.functional.surrogate import ArcTan
-    >>> half, one = torch.tensor(0.5), torch.tensor(1.0)
-    >>> lif(torch.full((3, 1, 1), 0.75), torch.zeros(1, 1), half, one, ArcTan()).spk.flatten()
+    >>> from tracetorch.functional.firing import Spike
+    >>> values = {"beta": torch.tensor(0.5), "threshold": torch.tensor(1.0)}
+    >>> spiking(torch.full((3, 1, 1), 0.75), State(torch.zeros(1, 1)), values, Form(Spike())).y.flatten()
     tensor([0., 1., 0.])
     """
-    u = torch.empty_like(current)
-    spk = torch.empty_like(current)
-    before = None if recurrence is None else recurrence.spk
-    for t in range(current.shape[0]):
-        p = torch.addcmul(current[t], mem, beta)
-        if recurrence is not None:
-            p = p if before is None else torch.addmm(p, before, recurrence.weight.t())
-        torch.sub(p, threshold, out=u[t])
-        spk[t] = surrogate.spike(u[t])
-        mem = torch.addcmul(p, spk[t], threshold, value=-1)
-        before = spk[t]
-    return LIFScan(spk, u, mem)
+    beta, theta, alpha, kappa = values["beta"], values["threshold"], values.get("alpha"), values.get("kappa")
+    recurrent, gain, firing = values.get("recurrent"), form.gain_of(values), form.firing
+    plain = isinstance(gain, float) and gain == 1
+    u, y = torch.empty_like(current), torch.empty_like(current)
+    cur = torch.empty_like(current) if alpha is not None or form.gain == "leak" else None
+    adapt = None if kappa is None else torch.empty_like(current)
+    mem = start.mem
+    i_t, a_t, before = (cast(Tensor, part) for part in start[1:])  # where the neuron has them
+    for t in range(len(current)):
+        j_t = current[t] if recurrent is None else torch.addmm(current[t], before, recurrent.t())
+        i_t = j_t if alpha is None else torch.addcmul(j_t, i_t, alpha)
+        if cur is not None:
+            cur[t] = i_t
+        p_t = torch.addcmul(i_t if plain else i_t * gain, mem, beta)
+        theta_t = theta
+        if adapt is not None:
+            adapt[t] = a_t
+            theta_t = torch.addcmul(theta, a_t, values["kappa"])
+        if form.delayed:
+            p_t = torch.addcmul(p_t, firing.count(before), theta_t, value=-1)
+        torch.sub(p_t, theta_t, out=u[t])
+        y[t] = before = firing.emit(u[t], theta_t)
+        spikes = firing.count(before)
+        mem = _after_reset(p_t, theta_t, spikes, form)
+        if adapt is not None:
+            a_t = torch.addcmul(spikes, a_t, values["rho"])
+    state = State(
+        mem,
+        None if alpha is None else i_t,
+        None if adapt is None else a_t,
+        None if start.spk is None else before.clone(),
+    )
+    return Scan(y, Record(u, None if firing.recomputable else y, cur, adapt), state)
+
+
+def _after_reset(p: Tensor, theta: Tensor, spikes: Tensor, form: Form) -> Tensor:
+    """The membrane after the reset."""
+    if form.reset == "zero":
+        return p * (spikes == 0)
+    if form.reset == "none" or form.delayed:
+        return p
+    return torch.addcmul(p, spikes, theta, value=-1)
+
+
+class Steps(NamedTuple):
+    """What was in each step of a window, (K, B, m), from its record."""
+
+    theta: Tensor  # the threshold, also () or (m,) where it does not adapt
+    y: Tensor
+    spikes: Tensor
+
+    def membrane(self, record: Record, form: Form) -> Tensor:
+        """The membranes after the reset."""
+        return _after_reset(record.u + self.theta, self.theta, self.spikes, form)
+
+
+def steps_of(record: Record, values: Values, form: Form) -> Steps:
+    """What was in each step of a window."""
+    theta = values["threshold"]
+    if record.adapt is not None:
+        theta = theta + values["kappa"] * record.adapt
+    y = form.firing.emit(record.u, theta) if record.y is None else record.y
+    return Steps(theta, y, form.firing.count(y))
 
 
 @torch.no_grad()
-def lif_reverse(
+def spiking_reverse(
     ls: Tensor | None,
-    u: Tensor,
-    mem: Tensor,
-    beta: Tensor,
-    threshold: Tensor,
-    surrogate: Surrogate,
-    ahead: Tensor | None = None,
-    recurrence: Recurrence | None = None,
-) -> ReverseScan:
-    """Run a window of LIF steps backwards.
+    record: Record,
+    start: State,
+    values: Values,
+    form: Form,
+    wanted: Collection[str] = (),
+    ahead: State | None = None,
+) -> Reverse:
+    """Run a window of spiking neurons backwards.
 
     Args:
-        ls: (K, B, m) learning signal dL/ds; None for 0.
-        u: (K, B, m) from the forward scan.
-        mem: (B, m) membrane that the window started with.
-        beta: () or (m,), as in the forward scan.
-        threshold: () or (m,), as in the forward scan.
-        surrogate: its `slope` is psi, its `spike` the same as in the forward scan.
-        ahead: (B, m) a_K = dL/dv_K from a later window; None for 0.
-        recurrence: the recurrent weights, and dL/ds_K from a later window.
+        ls: (K, B, m) learning signal dL/dy; None for 0.
+        record: of the forward scan.
+        start: the state that the window started with.
+        values: as in the forward scan.
+        form: as in the forward scan.
+        wanted: the parameters whose gradients are asked for.
+        ahead: what is left over of a later window; None for 0.
     """
-    slope = surrogate.slope(u)
-    q = torch.zeros_like(slope) if ls is None else slope * ls
-    g = _accumulate(q, beta, ahead) if recurrence is None else _accumulate_recurrent(q, slope, beta, ahead, recurrence)
-    spk = surrogate.spike(u)
-    # a_t = g_t - q_t, so q_t + a_t s_t = q_t (1 - s_t) + g_t s_t
-    d_threshold = -torch.lerp(q, g, spk).sum(0)
-    d_beta = _beta_gradient(g, lif_membrane(u, threshold, spk), mem)
-    return ReverseScan(g, beta * g[0], d_beta, d_threshold, None if recurrence is None else g[0] @ recurrence.weight)
+    steps = steps_of(record, values, form)
+    before = None
+    if form.delayed:
+        before = previous(steps.spikes, form.firing.count(cast(Tensor, start.spk)))
+    window = _Window(record, steps, before, values, form)
+    run = window.run_backwards(ls, NOTHING if ahead is None else ahead)
+    first = State(run.g[0], None if run.leftover.cur is None else run.h[0] - form.gain_of(values) * run.g[0])
+    own = {name: window.gradient(name, run, start) for name in wanted}
+    return Reverse(run.h, first, run.leftover, own)
 
 
-def lif_membrane(u: Tensor, threshold: Tensor, spk: Tensor) -> Tensor:
-    """The membrane after the reset, (K, B, m), from what a window keeps: `v = u + theta (1 - s)`."""
-    return torch.addcmul(u, 1 - spk, threshold)
+class _Run(NamedTuple):
+    """The quantities of a reverse scan (see the module), (K, B, m)."""
+
+    e: Tensor
+    g: Tensor
+    h: Tensor
+    leftover: State
+    c: Tensor | None = None  # where the threshold adapts
+    da: Tensor | None = None  # likewise
+
+
+class _Window(NamedTuple):
+    """What a reverse scan looks at."""
+
+    record: Record
+    steps: Steps
+    before: Tensor | None  # (K, B, m) s_{t-1}, where the reset is delayed
+    values: Values
+    form: Form
+
+    def run_backwards(self, ls: Tensor | None, ahead: State) -> _Run:
+        record, values, form = self.record, self.values, self.form
+        psi = form.firing.slope(record.u, self.steps.theta)
+        e = torch.zeros_like(psi) if ls is None else psi * ls
+        if "recurrent" in values or "kappa" in values or form.attached or form.reset == "zero":
+            return self._run_coupled(e, psi, ahead)
+        g = accumulate(e, values["beta"], ahead.mem)
+        h = g if form.gain == 1 else form.gain_of(values) * g
+        alpha = values.get("alpha")
+        if alpha is None:
+            return _Run(e, g, h, State(values["beta"] * g[0]))
+        h = accumulate(h, alpha, ahead.cur)
+        return _Run(e, g, h, State(values["beta"] * g[0], alpha * h[0]))
+
+    def _run_coupled(self, e: Tensor, psi: Tensor, ahead: State) -> _Run:
+        """Step by step, where past spikes or membranes have a part in it; completes e in place."""
+        record, steps, values, form = self.record, self.steps, self.values, self.form
+        beta, alpha, recurrent = values["beta"], values.get("alpha"), values.get("recurrent")
+        adaptive, gain = record.adapt is not None, form.gain_of(values)
+        count_psi = form.firing.count_slope(record.u, steps.theta)
+        g, h = torch.empty_like(e), torch.empty_like(e)
+        c, das = (torch.empty_like(e), torch.zeros_like(e)) if adaptive else (None, None)
+        dv, di, da, dy = ahead
+        for t in range(len(e) - 1, -1, -1):
+            theta_t = steps.theta[t] if adaptive else steps.theta
+            if dy is not None:
+                e[t].addcmul_(psi[t], dy)
+            if das is not None and da is not None:
+                das[t] = da
+                e[t].addcmul_(count_psi[t], da)
+            g[t] = e[t]
+            if dv is not None:
+                if form.attached and form.reset != "none" and not form.delayed:
+                    removed = theta_t if form.reset == "subtract" else record.u[t] + theta_t
+                    e[t] -= count_psi[t] * removed * dv
+                g[t] = e[t] + (dv * (steps.spikes[t] == 0) if form.reset == "zero" else dv)
+            h[t] = gain * g[t] if di is None else gain * g[t] + di
+            dv, di = beta * g[t], None if alpha is None else alpha * h[t]
+            dy = None if recurrent is None else h[t] @ recurrent
+            if form.attached and form.delayed:
+                dy = -theta_t * g[t] if dy is None else dy - theta_t * g[t]
+            if c is not None:
+                c[t] = self._threshold_gradient(e[t], g[t], t)
+                da = values["kappa"] * c[t] if da is None else values["rho"] * da + values["kappa"] * c[t]
+        assert dv is not None
+        return _Run(e, g, h, State(dv, di, da, dy), c, das)
+
+    def _threshold_gradient(self, e: Tensor, g: Tensor, t: int | slice) -> Tensor:
+        """c_t, of a step or of several."""
+        if self.form.reset != "subtract":
+            return -e
+        if self.before is not None:
+            return -torch.addcmul(e, g, self.before[t])
+        return -torch.lerp(e, g, self.steps.spikes[t])  # g_t = e_t + dv_t
+
+    def gradient(self, name: str, run: _Run, start: State) -> Tensor:
+        """The gradient of a parameter, (B, m)."""
+        if name == "beta":
+            d_beta = run.g * previous(self.steps.membrane(self.record, self.form), start.mem)
+            if self.form.gain == "leak":
+                d_beta = d_beta - run.g * cast(Tensor, self.record.cur)
+            return d_beta.sum(0)
+        if name == "alpha":
+            return (run.h * previous(cast(Tensor, self.record.cur), cast(Tensor, start.cur))).sum(0)
+        c = self._threshold_gradient(run.e, run.g, slice(None)) if run.c is None else run.c
+        if name == "threshold":
+            return c.sum(0)
+        assert self.record.adapt is not None
+        return ((c if name == "kappa" else cast(Tensor, run.da)) * self.record.adapt).sum(0)
 
 
 @torch.no_grad()
@@ -153,18 +323,19 @@ def li(current: Tensor, mem: Tensor, beta: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def li_reverse(ls: Tensor | None, out: Tensor, mem: Tensor, beta: Tensor, ahead: Tensor | None = None) -> ReverseScan:
+def li_reverse(ls: Tensor | None, out: Tensor, start: State, beta: Tensor, ahead: State | None = None) -> Reverse:
     """Run a window of LI steps backwards.
 
     Args:
         ls: (K, B, m) learning signal dL/dv; None for 0.
         out: (K, B, m) membranes from the forward scan.
-        mem: (B, m) membrane that the window started with.
+        start: what the window started with.
         beta: () or (m,), as in the forward scan.
-        ahead: (B, m) a_K = dL/dv_K from a later window; None for 0.
+        ahead: what is left over of a later window; None for 0.
     """
-    g = _accumulate(torch.zeros_like(out) if ls is None else ls, beta, ahead)
-    return ReverseScan(g, beta * g[0], _beta_gradient(g, out, mem), None)
+    g = accumulate(torch.zeros_like(out) if ls is None else ls, beta, None if ahead is None else ahead.mem)
+    own = {"beta": (g * previous(out, start.mem)).sum(0)}
+    return Reverse(g, State(g[0]), State(beta * g[0]), own)
 
 
 def previous(after: Tensor, first: Tensor) -> Tensor:
@@ -172,30 +343,10 @@ def previous(after: Tensor, first: Tensor) -> Tensor:
     return torch.cat([first[None], after[:-1]])
 
 
-def _accumulate(q: Tensor, beta: Tensor, ahead: Tensor | None) -> Tensor:
-    """`g_t = q_t + beta * g_{t+1}`, with `ahead` in the place of the last step's second term."""
+def accumulate(q: Tensor, decay: Tensor, ahead: Tensor | None) -> Tensor:
+    """`g_t = q_t + decay * g_{t+1}`, with `ahead` in the place of the last step's second term."""
     g = torch.empty_like(q)
     g[-1] = q[-1] if ahead is None else q[-1] + ahead
     for t in range(q.shape[0] - 2, -1, -1):
-        torch.addcmul(q[t], g[t + 1], beta, out=g[t])
+        torch.addcmul(q[t], g[t + 1], decay, out=g[t])
     return g
-
-
-def _accumulate_recurrent(
-    q: Tensor, slope: Tensor, beta: Tensor, ahead: Tensor | None, recurrence: Recurrence
-) -> Tensor:
-    """The same with `U^T g_{t+1}` added to ls_t; adds `psi_t * U^T g_{t+1}` to q in place."""
-    g = torch.empty_like(q)
-    back = recurrence.spk
-    for t in range(q.shape[0] - 1, -1, -1):
-        if back is not None:
-            q[t].addcmul_(slope[t], back)
-        a_t = ahead if t == q.shape[0] - 1 else beta * g[t + 1]
-        g[t] = q[t] if a_t is None else q[t] + a_t
-        back = g[t] @ recurrence.weight
-    return g
-
-
-def _beta_gradient(g: Tensor, after: Tensor, first: Tensor) -> Tensor:
-    """`sum_t g_t * v_{t-1}`, (B, m)."""
-    return (g * previous(after, first)).sum(0)

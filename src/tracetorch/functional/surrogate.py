@@ -102,6 +102,21 @@ class Sigmoid(_WithWidth):
 
 
 @dataclass(frozen=True)
+class Exponential(_WithWidth):
+    """`psi(u) = exp(-|u| / width)`, 1/e of its peak at |u| = width.
+
+    Shrestha & Orchard 2018, "SLAYER: Spike layer error reassignment in time".
+
+    >>> Exponential(width=0.5).slope(torch.tensor([0.0, -0.5]))
+    tensor([1.0000, 0.3679])
+    """
+
+    def slope(self, u: Tensor) -> Tensor:
+        """`exp(-|u| / width)`."""
+        return torch.exp(-u.abs() / self.width)
+
+
+@dataclass(frozen=True)
 class Custom(Surrogate):
     """Any pair of functions: what is emitted for u, and the slope that the backward pass uses for it.
 

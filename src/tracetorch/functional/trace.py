@@ -4,9 +4,15 @@
     n_t = decay * n_{t-1} + 1                 its normaliser: the trace of ones, per lane
 
 `z_t` is a sum, not an average; an average is `z_t / n_t`, or `z_t * (1 - decay)` once the start no longer matters.
+
+A *chain* is a trace of a trace of ..., as the state of a neuron with a synaptic current is:
+
+    z^1_t = d_1 z^1_{t-1} + gain_1 x_t          z^2_t = d_2 z^2_{t-1} + gain_2 z^1_t          ...
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,6 +81,71 @@ def advance_bank(traces: Tensor, drive: Tensor, nodes: Tensor) -> Tensor:
     powers = (nodes[:, None] ** lags).to(traces.dtype)
     summed = torch.tensordot(powers, drive, dims=1).transpose(0, 1)  # (G, B, n) -> (B, G, n)
     return torch.addcmul(summed, traces, (nodes**steps).to(traces.dtype)[:, None])
+
+
+class Stage(NamedTuple):
+    """A link of a chain."""
+
+    state: str  # the field of the neuron's state that it is the derivative of
+    parameter: str  # the name of the decay
+    decay: Tensor  # () or (m,), in [0, 1]
+    gain: Tensor | float = 1.0  # on what comes in
+
+
+def advance_chain(traces: Tensor, drive: Tensor, chain: tuple[Stage, ...], kept: Tensor | None = None) -> Tensor:
+    """Advance a chain of traces over a window.
+
+    Args:
+        traces: (B, S, n) the trace of each stage before the window.
+        drive: (K, B, n) what enters the first stage at each step.
+        chain: the S stages; a decay () is for all n.
+        kept: (K, B, n) what remains of the last stage after each step, 0 where it was set to zero; None for all.
+
+    Returns:
+        (B, S, n) after the window; a new tensor.
+
+    >>> both = (Stage("cur", "alpha", torch.tensor(0.5)), Stage("mem", "beta", torch.tensor(0.0), 2.0))
+    >>> advance_chain(torch.zeros(1, 2, 1), torch.ones(3, 1, 1), both).flatten()
+    tensor([1.7500, 3.5000])
+    """
+    if kept is not None:
+        for x_t, kept_t in zip(drive, kept, strict=True):
+            traces = _one_step(traces, x_t, chain)
+            traces[:, -1] *= kept_t
+        return traces
+    if len(drive) == 1:
+        return _one_step(traces, drive[0], chain)
+    transition, response = _linear_system(traces, chain)
+    responses = [response]  # A^k b, of an input k steps ago
+    for _ in range(len(drive) - 1):
+        responses.append((transition @ responses[-1][..., None])[..., 0])
+    power = torch.linalg.matrix_power(transition, len(drive))
+    stacked = torch.stack(responses[::-1])
+    if stacked.ndim == 2:
+        return torch.einsum("ks,kbn->bsn", stacked, drive) + torch.einsum("st,btn->bsn", power, traces)
+    return torch.einsum("kns,kbn->bsn", stacked, drive) + torch.einsum("nst,btn->bsn", power, traces)
+
+
+def _one_step(traces: Tensor, x_t: Tensor, chain: tuple[Stage, ...]) -> Tensor:
+    after, entering = [], x_t
+    for s, stage in enumerate(chain):
+        entering = torch.addcmul(entering * stage.gain, traces[:, s], stage.decay)
+        after.append(entering)
+    return torch.stack(after, 1)
+
+
+def _linear_system(traces: Tensor, chain: tuple[Stage, ...]) -> tuple[Tensor, Tensor]:
+    """A (S, S) and b (S,), or (n, S, S) and (n, S), of `z_t = A z_{t-1} + b x_t`."""
+    shape = max((stage.decay.shape for stage in chain), key=len)
+    rows: list[Tensor] = []
+    entries: list[Tensor] = []
+    for s, stage in enumerate(chain):  # each row is gain times the one before, and its own decay
+        own = torch.zeros(*shape, len(chain), dtype=traces.dtype, device=traces.device)
+        own[..., s] = stage.decay
+        gain = torch.as_tensor(stage.gain, dtype=traces.dtype, device=traces.device).expand(shape)
+        rows.append(own if s == 0 else own + gain[..., None] * rows[-1])
+        entries.append(gain if s == 0 else gain * entries[-1])
+    return torch.stack(rows, -2), torch.stack(entries, -1)
 
 
 def average(trace: Tensor, normaliser: Tensor) -> Tensor:

@@ -3,9 +3,23 @@
 from .concat import Concat
 from .layer import Layer
 from .li import LI
-from .lif import LIF
+from .lif import ALIF, IF, LIF, Synaptic
 from .online import no_learning
 from .sequential import Sequential
 from .softmax import Softmax
+from .synapse import MaskedLinear, register_synapse
 
-__all__ = ["LI", "LIF", "Concat", "Layer", "Sequential", "Softmax", "no_learning"]
+__all__ = [
+    "ALIF",
+    "IF",
+    "LI",
+    "LIF",
+    "Concat",
+    "Layer",
+    "MaskedLinear",
+    "Sequential",
+    "Softmax",
+    "Synaptic",
+    "no_learning",
+    "register_synapse",
+]

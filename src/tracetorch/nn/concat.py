@@ -135,8 +135,8 @@ class Concat(Container):
             rescalings += more
         return torch.cat(outputs, -1), rescalings
 
-    def _feature_shape(self) -> tuple[int, ...] | None:
-        shapes = map(feature_shape, self._modules.values())
+    def _feature_shape(self, known: bool = False) -> tuple[int | None, ...] | None:
+        shapes = (feature_shape(module, known) for module in self._modules.values())
         return next((shape for shape in shapes if shape is not None), None)
 
 

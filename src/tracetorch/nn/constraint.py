@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,7 @@ class Positive:
 
 
 OneOrEach = float | Sequence[float] | Tensor
-"""One number for the layer, or one per neuron."""
+"""One number for the layer, or one per neuron, with a convolution per channel."""
 
 
 def one_or_each(where: str, name: str, value: OneOrEach, neurons: int) -> Tensor:
@@ -67,43 +68,96 @@ def one_or_each(where: str, name: str, value: OneOrEach, neurons: int) -> Tensor
     return given
 
 
-def membrane_decay(where: str, beta: OneOrEach | None, tau: OneOrEach | None, learned: bool, neurons: int) -> Tensor:
-    """The decay per step that was given as beta or as a time constant in steps; 0.9 by default.
+class Constrained(NamedTuple):
+    """A parameter that stays in a range."""
+
+    value: Tensor  # () or (m,), with a convolution (C,); float64
+    learn: bool
+    constraint: type[UnitInterval | Positive]
+
+
+def decay(
+    where: str,
+    names: tuple[str, str],
+    value: OneOrEach | None,
+    tau: OneOrEach | None,
+    learned: bool,
+    each: int,
+    default: float | None = 0.9,
+    decay_of: Callable[[Tensor], Tensor] = lambda tau: torch.exp(-1 / tau),
+    below_one: bool = False,
+) -> Tensor:
+    """The decay per step that was given, or its time constant in steps.
+
+    Args:
+        where: what messages call the layer.
+        names: of the decay, and of its time constant.
+        value: the decay.
+        tau: the time constant instead.
+        learned: whether it must lie inside the interval.
+        each: how many values there are where there is one for each neuron or channel.
+        default: the decay where neither is given.
+        decay_of: the decay of a time constant.
+        below_one: whether 1 is refused.
 
     Raises:
-        ValueError: both are given; beta outside [0, 1], or on its edge where it is learned; tau not above 0.
+        ValueError: both are given; a decay outside [0, 1], or on its edge where it is learned; tau not above 0.
     """
-    if beta is not None and tau is not None:
-        raise ValueError(f"{where}: expected beta or tau, got both. Give one; beta = exp(-1 / tau).")
+    name, tau_name = names
+    if value is not None and tau is not None:
+        raise ValueError(f"{where}: expected {name} or {tau_name}, got both. Give one; {name} = exp(-1 / {tau_name}).")
     if tau is not None:
-        steps = one_or_each(where, "tau", tau, neurons)
+        steps = one_or_each(where, tau_name, tau, each)
         if not bool((steps > 0).all()):
-            raise ValueError(f"{where}: expected tau (steps) above 0, got {tau}. Give a time constant in steps.")
-        value = torch.exp(-1 / steps)
+            raise ValueError(f"{where}: expected {tau_name} (steps) above 0, got {tau}. Give a time constant in steps.")
+        found = decay_of(steps)
     else:
-        value = one_or_each(where, "beta", 0.9 if beta is None else beta, neurons)
-    if not bool(((value >= 0) & (value <= 1)).all()):
+        found = one_or_each(where, name, default if value is None else value, each)  # type: ignore[arg-type]
+    end = ")" if below_one else "]"
+    if not bool(((found >= 0) & ((found < 1) if below_one else (found <= 1))).all()):
         raise ValueError(
-            f"{where}: expected beta in [0, 1], got {beta}. "
-            f"beta is the membrane's decay per step; for a time constant in steps give tau=."
+            f"{where}: expected {name} in [0, 1{end}, got {value if tau is None else f'{tau_name}={tau}'}. "
+            f"{name} is a decay per step; for a time constant in steps give {tau_name}=."
         )
-    if learned and not bool(((value > 0) & (value < 1)).all()):
+    if learned and not bool(((found > 0) & (found < 1)).all()):
         raise ValueError(
-            f"{where}: expected a learned beta strictly between 0 and 1, got {beta if tau is None else value}. "
-            f"Start inside the interval, or leave out learn_beta."
+            f"{where}: expected a learned {name} strictly between 0 and 1, got {value if tau is None else found}. "
+            f"Start inside the interval, or leave out learn_{name}."
         )
-    return value
+    return found
 
 
-def firing_threshold(where: str, threshold: OneOrEach, neurons: int) -> Tensor:
+def membrane_decay(
+    where: str, beta: OneOrEach | None, tau: OneOrEach | None, learned: bool, each: int
+) -> dict[str, Constrained]:
+    """The parameters of a membrane without threshold."""
+    value = decay(where, ("beta", "tau"), beta, tau, learned, each)
+    return {"beta": Constrained(value, learned, UnitInterval)}
+
+
+def firing_threshold(where: str, threshold: OneOrEach, learned: bool, each: int) -> Constrained:
     """The threshold that was given.
 
     Raises:
         ValueError: it is not above 0.
     """
-    value = one_or_each(where, "threshold", threshold, neurons)
+    value = one_or_each(where, "threshold", threshold, each)
     if not bool(((value > 0) & torch.isfinite(value)).all()):
         raise ValueError(
             f"{where}: expected threshold above 0, got {threshold}. It is relative to the membrane; 1 is usual."
         )
-    return value
+    return Constrained(value, learned, Positive)
+
+
+def adaptation_strength(where: str, kappa: OneOrEach | None, learned: bool, each: int) -> Constrained:
+    """The rise of the threshold that was given.
+
+    Raises:
+        ValueError: it is below 0, or 0 where it is learned.
+    """
+    assert kappa is not None
+    value = one_or_each(where, "kappa", kappa, each)
+    if not bool((((value > 0) if learned else (value >= 0)) & torch.isfinite(value)).all()):
+        least = "above 0 where it is learned" if learned else "of at least 0"
+        raise ValueError(f"{where}: expected kappa {least}, got {kappa}. It is what the threshold rises by per spike.")
+    return Constrained(value, learned, Positive)

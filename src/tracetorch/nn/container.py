@@ -217,11 +217,11 @@ class Container(Online, nn.Sequential):
         ]
 
 
-def feature_shape(module: nn.Module) -> tuple[int, ...] | None:
-    """The shape of one lane's input of a module at one step; None where it is unknown."""
+def feature_shape(module: nn.Module | None, known: bool) -> tuple[int | None, ...] | None:
+    """The shape of one lane's input of a module at one step, see `Online._feature_shape`."""
     if type(module) is nn.Linear:
         return (module.in_features,)
-    return module._feature_shape() if isinstance(module, Online) else None
+    return module._feature_shape(known) if isinstance(module, Online) else None
 
 
 @contextmanager

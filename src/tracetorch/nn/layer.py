@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self, cast
 
 import torch
@@ -12,17 +13,19 @@ from torch import Tensor, nn
 from .. import _checks
 from ..functional import scan
 from ..functional.bank import Bank
+from ..functional.scan import Scan, Values
 from ..rules import InputTrace, Rule
-from ..rules.base import ModelDecays, Neuron, Nodes, Segment, Tape, Traces, Values, Wanted, map_tensors, masked
+from ..rules.base import Gradients, ModelDecays, Neuron, Nodes, Segment, Tape, Traces, Wanted, map_tensors, masked
 from . import synapse as synapses
-from .constraint import OneOrEach, Positive, UnitInterval, firing_threshold, membrane_decay
-from .online import Online, PartBackward, Proposal, Rescaling
+from .constraint import Constrained, Positive, UnitInterval
+from .online import Online, PartBackward, Proposal, Rescaling, fits, shown
 from .state import LayerState, flatten, restored
 from .streaming import Call, Handed, LayerPlan, Plans, TapeKeeper, full_precision, marked, stale
 
 DEFAULT_RULE = InputTrace()
 INPUT_RATE = 0.1  # the input that initialisation assumes: Bernoulli spikes at this rate per step
 RECURRENT_SHARE = 0.5  # of the membrane that initialisation aims at, from recurrent weights at the same rate
+KEPT_BANKS = 4  # of decays and nodes used lately
 MAX_INITIAL_BETA = 0.999  # initialisation treats slower membranes, perfect integrators too, like this one
 
 
@@ -32,16 +35,8 @@ class RunnableNeuron(Neuron, Protocol):
     def rest(self, zeros: Tensor) -> Any:
         """The state of lanes that have seen nothing: all zero, in the shape of `zeros` (B, m); its first is `mem`."""
 
-    def scan(self, values: Values, current: Tensor, start: Any) -> NeuronScan:
+    def scan(self, values: Values, current: Tensor, start: Any) -> Scan:
         """Run a window of steps (K, B, m) from the state `start`."""
-
-
-class NeuronScan(NamedTuple):
-    """A window of a neuron."""
-
-    y: Tensor  # (K, B, m) output
-    record: Any  # what the reverse scan needs: a NamedTuple of tensors
-    state: Any  # after the window
 
 
 class LayerStep(NamedTuple):
@@ -68,11 +63,8 @@ class Layer(Online):
         neuron: the dynamics.
         synapse: the linear map from n inputs to m currents, used as it is; instead of the two sizes.
         bias: whether the synapse that is made from the two sizes has a bias.
-        beta: the membrane's decay per step, in [0, 1]; one number, or one per neuron. 0.9 by default.
-        tau: its time constant in steps instead, `beta = exp(-1 / tau)`.
-        learn_beta: make beta a parameter.
-        threshold: above 0; one number, or one per neuron. None for neurons without one.
-        learn_threshold: make it a parameter.
+        parameters: the neuron's own parameters by name, given the number m of neurons, with a convolution that of its
+            output channels.
         recurrent: add weights from the neurons' own previous outputs, the parameter `recurrent_weight` (m, m).
         self_connections: whether these have a diagonal.
         rule: the layer's learning rule; by default the model's.
@@ -86,18 +78,14 @@ class Layer(Online):
         out_features: int | None,
         neuron: RunnableNeuron,
         *,
-        synapse: nn.Module | None,
-        bias: bool,
-        beta: OneOrEach | None,
-        tau: OneOrEach | None,
-        learn_beta: bool,
-        threshold: OneOrEach | None,
-        learn_threshold: bool,
-        recurrent: bool,
-        self_connections: bool,
-        rule: Rule | None,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        synapse: nn.Module | None = None,
+        bias: bool = True,
+        parameters: Callable[[int], dict[str, Constrained]],
+        recurrent: bool = False,
+        self_connections: bool = True,
+        rule: Rule | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.neuron = neuron
@@ -110,14 +98,15 @@ class Layer(Online):
         self._model_rule: Rule | None = None
         where = type(self).__name__
         self.synapse = synapses.made(where, in_features, out_features, synapse, bias, device, dtype)
-        self.in_features, self.out_features = self._operations.features(self.synapse)
+        known = self._synapse
         _checks.floating(where, "the synapse's weight", self.weight)
-        decay = membrane_decay(where, beta, tau, learn_beta, self.out_features)
-        self._register("beta", decay, learn_beta, UnitInterval)
-        if threshold is not None:
-            self._register(
-                "threshold", firing_threshold(where, threshold, self.out_features), learn_threshold, Positive
-            )
+        self._shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # of a step's input and output, in a lane
+        if None not in known.input_shape:
+            shape = cast(tuple[int, ...], known.input_shape)
+            self._shapes = shape, known.output_shape(shape)
+        self._constraints: dict[str, type[UnitInterval | Positive]] = {}
+        for name, (value, learn, constraint) in parameters(known.channels).items():
+            self._register(name, value, learn, constraint)
         if not (self_connections or recurrent):
             raise ValueError(
                 f"{where}: expected self_connections=False together with recurrent=True, got recurrent=False. "
@@ -125,7 +114,12 @@ class Layer(Online):
             )
         self.self_connections = self_connections
         self.recurrent_weight: nn.Parameter | None
-        square = (self.out_features, self.out_features)
+        if recurrent and (self._shapes is None or len(self._shapes[1]) > 1):
+            raise ValueError(
+                f"{where}: expected recurrent weights between neurons in a row, got a {type(self.synapse).__name__}, "
+                f"whose neurons stand in channels. Flatten before a recurrent layer, or leave out recurrent."
+            )
+        square = (known.channels, known.channels)
         self.register_parameter("recurrent_weight", nn.Parameter(self.weight.new_empty(square)) if recurrent else None)
         if synapse is None:
             self.reset_parameters()
@@ -140,16 +134,17 @@ class Layer(Online):
         self, name: str, value: Tensor, learn: bool, constraint: type[UnitInterval | Positive], persistent: bool = True
     ) -> None:
         """Make `value` a constant, or a parameter `raw_<name>` that is kept in its range."""
+        self._constraints[name] = constraint
         if learn:
             self.register_parameter(f"raw_{name}", nn.Parameter(constraint.raw(value).to(self.weight)))
         else:
             self.register_buffer(f"constant_{name}", value.to(self.weight), persistent)
 
-    def _constrained(self, name: str, constraint: type[UnitInterval | Positive]) -> Tensor | None:
+    def _constrained(self, name: str) -> Tensor | None:
         """A copy of the value, so that a tape keeps what its window was run with; None where there is none."""
         raw = self._parameters.get(f"raw_{name}")
         if raw is not None:
-            return constraint.value(raw.detach())
+            return self._constraints[name].value(raw.detach())
         constant = self._buffers.get(f"constant_{name}")
         return None if constant is None else constant.clone()
 
@@ -160,18 +155,60 @@ class Layer(Online):
 
     @property
     def beta(self) -> Tensor:
-        """The membrane's decay per step, () or (m,), dimensionless; a value, the parameter is `raw_beta`."""
-        return cast(Tensor, self._constrained("beta", UnitInterval))
+        """The membrane's decay per step, () or (m,), dimensionless; a value, the parameter is `raw_beta`.
+
+        With a convolution (C,) where each channel has its own.
+        """
+        return cast(Tensor, self._constrained("beta"))
 
     @property
     def threshold(self) -> Tensor | None:
-        """The firing threshold, () or (m,), dimensionless; None for neurons without one. Parameter: `raw_threshold`."""
-        return self._constrained("threshold", Positive)
+        """The firing threshold, likewise, dimensionless; None for neurons without one. Parameter: `raw_threshold`."""
+        return self._constrained("threshold")
+
+    @property
+    def alpha(self) -> Tensor | None:
+        """The synaptic current's decay per step, likewise; None for neurons without one. Parameter: `raw_alpha`."""
+        return self._constrained("alpha")
+
+    @property
+    def rho(self) -> Tensor | None:
+        """The adaptation's decay per step, likewise; None for neurons without one. Parameter: `raw_rho`."""
+        return self._constrained("rho")
+
+    @property
+    def kappa(self) -> Tensor | None:
+        """What a spike raises the threshold by, likewise; None where it is fixed. Parameter: `raw_kappa`."""
+        return self._constrained("kappa")
+
+    @property
+    def in_features(self) -> int:
+        """Inputs, n: of a convolution C * H * W.
+
+        Raises:
+            RuntimeError: a convolution that has not been called yet.
+        """
+        return math.prod(self._known_shapes()[0])
+
+    @property
+    def out_features(self) -> int:
+        """Neurons, m, likewise."""
+        return math.prod(self._known_shapes()[1])
+
+    def _known_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if self._shapes is None:
+            raise RuntimeError(
+                f"{type(self).__name__}: expected to know the size of its input, got a {type(self.synapse).__name__} "
+                f"that takes any. Call the layer, or its model, once before."
+            )
+        return self._shapes
 
     @property
     def mem(self) -> Tensor | None:
-        """A copy of the membranes (B, m) after the latest step; None before the first."""
-        return None if self._state is None else cast(Tensor, self._state.neuron.mem).clone()
+        """A copy of the membranes (B, m), (B, C, ...), after the latest step; None before the first."""
+        if self._state is None:
+            return None
+        return _spread(cast(Tensor, self._state.neuron.mem).clone(), 1, self._known_shapes()[1])
 
     @property
     def rule(self) -> Rule:
@@ -202,6 +239,7 @@ class Layer(Online):
                 self._put_rule_in_force()
 
     def _put_rule_in_force(self) -> None:
+        self._constraints.pop("decay", None)
         for name in ("raw_decay", "constant_decay"):
             if hasattr(self, name):
                 delattr(self, name)
@@ -224,9 +262,10 @@ class Layer(Online):
         threshold (for a readout: of 1 - beta) when the inputs are independent spikes at a rate of 0.1 per step:
         `target / sqrt(n (var / (1 - beta^2) + mean^2 / (1 - beta)^2))`. Recurrent weights are drawn for half of that.
         """
-        std = self._initial_std(self.in_features)
+        synapse = self._synapse
+        std = self._initial_std(synapse.fan_in)
         with torch.no_grad():
-            self.weight.normal_().mul_(std.expand(self.out_features)[:, None])
+            self.weight.normal_().mul_(synapse.per_channel(std.expand(synapse.channels)))
             if self.synapse.bias is not None:
                 cast(Tensor, self.synapse.bias).zero_()
         if self.recurrent:
@@ -238,11 +277,18 @@ class Layer(Online):
         std = RECURRENT_SHARE * self._initial_std(self.out_features).expand(self.out_features)
         self.recurrent_weight.normal_().mul_(std[:, None])
 
-    def _initial_std(self, inputs: int) -> Tensor:
-        beta = self.beta.clamp(max=MAX_INITIAL_BETA)
-        variance = INPUT_RATE * (1 - INPUT_RATE)
-        per_input = variance / (1 - beta**2) + INPUT_RATE**2 / (1 - beta) ** 2
-        return self._target(beta) / torch.sqrt(inputs * per_input)
+    def _initial_std(self, inputs: float) -> Tensor:
+        decays, gain = [], torch.ones(())
+        for stage in self.neuron.chain(self._stored(), "input"):
+            decays.append(stage.decay.clamp(max=MAX_INITIAL_BETA))
+            gain = gain * stage.gain
+        mean = gain / math.prod(1 - decay for decay in decays)
+        variance = gain**2 / math.prod(1 - decay**2 for decay in decays)
+        if len(decays) == 2:  # of an integrator of an integrator's output, in closed form
+            both = decays[0] * decays[1]
+            variance = variance * (1 + both) / (1 - both)
+        per_input = INPUT_RATE * (1 - INPUT_RATE) * variance + INPUT_RATE**2 * mean**2
+        return self._target(decays[-1]) / torch.sqrt(inputs * per_input)
 
     def _target(self, beta: Tensor) -> Tensor:
         """The root mean square that initialisation gives the membrane without reset."""
@@ -251,25 +297,38 @@ class Layer(Online):
     def extra_repr(self) -> str:
         """Decays and thresholds, and what is learned."""
         shown = []
-        for name, value in (("beta", self.beta), ("threshold", self.threshold)):
-            if value is not None:
-                text = f"{value.item():.4g}" if value.numel() == 1 else f"{value.min():.4g}..{value.max():.4g}"
-                shown.append(f"{name}={text}" + (" (learned)" if self.learns(name) else ""))
+        for name, value in self._stored().items():
+            text = f"{value.item():.4g}" if value.numel() == 1 else f"{value.min():.4g}..{value.max():.4g}"
+            shown.append(f"{name}={text}" + (" (learned)" if self.learns(name) else ""))
         shown += ["recurrent"] if self.recurrent else []
         return ", ".join([*shown, f"rule={self.rule}"])
 
     # -- what rules see (rules.base.LayerLike) ---------------------------------------------------------------------
 
     @property
-    def _operations(self) -> synapses.SynapseOperations:
-        return synapses.operations(type(self).__name__, self.synapse)
+    def _synapse(self) -> synapses.Synapse:
+        return synapses.Synapse(type(self).__name__, self.synapse)
 
-    def values(self) -> Values:
-        """The constrained parameters as they are now."""
-        recurrent = None if self.recurrent_weight is None else self.recurrent_weight.detach()
-        if recurrent is not None and not self.self_connections:
-            recurrent.fill_diagonal_(0)  # whatever was loaded; its gradient is zero too
-        return Values(self.beta, self.threshold, self._constrained("decay", UnitInterval), recurrent)
+    def _stored(self) -> dict[str, Tensor]:
+        """The neuron's own parameters as they are now, () or one per neuron or channel."""
+        names = [name for name in self._constraints if name != "decay"]
+        return {name: cast(Tensor, self._constrained(name)) for name in names}
+
+    def values(self) -> dict[str, Tensor]:
+        """The constrained parameters as they are now, () or one per neuron."""
+        values = {name: self._each(value) for name, value in self._stored().items()}
+        if self.recurrent_weight is not None:
+            recurrent = self.recurrent_weight.detach()
+            if not self.self_connections:
+                recurrent.fill_diagonal_(0)  # whatever was loaded; its gradient is zero too
+            values["recurrent"] = recurrent
+        return values
+
+    def _each(self, value: Tensor) -> Tensor:
+        """One value per channel as one per neuron."""
+        if value.ndim == 0 or self._shapes is None:
+            return value
+        return value.repeat_interleave(self.out_features // len(value))
 
     def learns(self, name: str) -> bool:
         """Whether `name` is a parameter of this layer, frozen or not."""
@@ -289,37 +348,45 @@ class Layer(Online):
 
     def current(self, x: Tensor) -> Tensor:
         """The synapse: (..., n) -> (..., m)."""
-        return self._operations.current(self.synapse, x)
+        rows = self.synapse(x.reshape(-1, *self._known_shapes()[0]))
+        return cast(Tensor, rows.reshape(*x.shape[:-1], -1))
 
     def weight_gradient(self, x: Tensor, g: Tensor) -> Tensor:
         """dL/dW for inputs (..., n) and dL/dI (..., m)."""
-        return self._operations.weight_gradient(x, g)
+        shape, out = self._known_shapes()
+        return self._synapse.operations.weight_gradient(self.synapse, x.reshape(-1, *shape), g.reshape(-1, *out))
 
     def transpose(self, g: Tensor) -> Tensor:
         """dL/dx (..., n) for dL/dI (..., m); through the fixed random matrix `feedback` where the rule has one."""
         weight = cast(Tensor, self.feedback) if self.rule.feedback == "random" else self.weight
-        return self._operations.transpose(self.synapse, weight, g)
+        shape, out = self._known_shapes()
+        x = self._synapse.operations.transpose(self.synapse, weight, g.reshape(-1, *out), shape)
+        return x.reshape(*g.shape[:-1], -1)
+
+    @property
+    def dense(self) -> bool:
+        """Whether each weight joins one input to one neuron."""
+        return self.weight.shape == (self.out_features, self.in_features)
 
     def zeros(self, *shape: int) -> Tensor:
         """Zeros with the weights' dtype and device."""
         return torch.zeros(shape, dtype=self.weight.dtype, device=self.weight.device)
 
-    def bank(self, own: Tensor, above: Tensor | None, beta: Tensor | None = None) -> Bank:
-        """The bank of the kernels of `beta`, as it is now by default, in the nodes `own` for signals in `above`."""
-        beta = self.beta if beta is None else beta
+    def bank(self, own: Tensor, above: Tensor | None, decay: Tensor) -> Bank:
+        """The bank of the kernels of `decay` () or (m,) in the nodes `own`, for signals in `above`."""
         for bank in self._banks:
-            if bank.fits(own, beta, above):
+            if bank.fits(own, decay, above):
                 return bank
-        self._check_range(own, above, beta)
-        self._banks = [Bank(own, beta, above), *self._banks[:1]]
+        self._check_range(own, above, decay)
+        self._banks = [Bank(own, decay, above), *self._banks[: KEPT_BANKS - 1]]
         return self._banks[0]
 
     def _check_range(self, own: Tensor, above: Tensor | None, beta: Tensor) -> None:
-        """Warn, once per stream, where a learned beta, its own or one above, has left the range of the bank."""
+        """Warn, once per stream, where a learned decay, its own or one above, has left the range of the bank."""
         plan, inside = self._plan, own[(own > 0) & (own < 1)]
         if plan is None or plan.grid is None or self._warned_of_range or len(inside) == 0:
             return
-        moved = beta.reshape(-1).double() if self.learns("beta") else own[:0]
+        moved = beta.reshape(-1).double() if self._moves() else own[:0]
         if plan.above_moving and above is not None:
             moved = torch.cat([moved, above])
         if len(moved) and (moved.min() < inside.min() or moved.max() > inside.max()):
@@ -333,8 +400,16 @@ class Layer(Online):
 
     # -- a call (nn.online.Part) -----------------------------------------------------------------------------------
 
-    def _feature_shape(self) -> tuple[int, ...]:
-        return (self.in_features,)
+    def _feature_shape(self, known: bool = False) -> tuple[int | None, ...]:
+        return self._shapes[0] if known and self._shapes is not None else self._synapse.input_shape
+
+    def _moves(self) -> bool:
+        """Whether a decay is learned with which its state remembers."""
+        return any(self.learns(stage.parameter) for stage in self.neuron.chain(self._stored(), "input"))
+
+    def _decays(self) -> list[Tensor]:
+        """The decays per step with which its state remembers its input, each () or one per neuron or channel."""
+        return [stage.decay for stage in self.neuron.chain(self._stored(), "input")]
 
     def _hand_nodes(
         self,
@@ -343,7 +418,7 @@ class Layer(Online):
         plans: Plans,
         grids: Mapping[int, Tensor | None] | None,
     ) -> Handed | None:
-        rule, beta = self.rule, self.beta
+        rule, now = self.rule, self._decays()
         if not rule.uses_adjoint:
             above = None
         before = self._plan if self._state is not None and self._state.traces is not None else None
@@ -354,23 +429,28 @@ class Layer(Online):
         elif fresh:
             grid = rule.grid(self, None if above is None else above.nodes, decays())
             grid = None if grid is None else grid.to(self.weight.device)
-        live = beta.double().reshape(-1)[: 1 if beta.numel() == 1 else 0]  # none where each neuron has its own
-        own = live if grid is None else grid
+        if grid is not None:
+            own = grid
+        elif all(decay.numel() == 1 for decay in now):
+            own = torch.stack([decay.double().reshape(()) for decay in now])
+        else:
+            own = self.weight.new_empty(0, dtype=torch.float64)  # each neuron has its own
         nodes = Nodes(own, None if above is None else above.nodes)
         plans[id(self)] = LayerPlan(
             grid, nodes, above is not None and above.live, above is not None and above.moving, fresh
         )
         if not rule.hands_adjoint:
             return None
-        return Handed(own, fresh, grid is None, grid is None and self.learns("beta"))
+        return Handed(own, fresh, grid is None, grid is None and self._moves())
 
     def _uses_adjoint(self) -> bool:
         return self.rule.uses_adjoint
 
     def _propose(self, x: Tensor, call: Call) -> tuple[Tensor, list[Proposal]]:
-        self._check_features(x)
         self._check_lanes(x)
+        self._take_shape(x)
         steps, lanes = x.shape[:2]
+        x = x.flatten(2)
         plan: LayerPlan | None = call.plans.get(id(self))
         leaving, staying = call.leaving(self._segments, steps)
         before = self._folded(leaving) if call.learning else self._state
@@ -382,15 +462,34 @@ class Layer(Online):
         if call.learning:
             assert plan is not None
             traces = self._fresh_traces(lanes, plan.nodes) if plan.fresh else state.traces
-            segments = (*staying, Segment(Tape(x, run.record, state.neuron, values, plan.nodes), steps, call))
-        return run.y, [Proposal(self, LayerStep(LayerState(run.state, traces), run.record, segments, plan))]
+            tape = Tape(x, run.record, state.neuron, values, plan.nodes, self._constrained("decay"))
+            segments = (*staying, Segment(tape, steps, call))
+        step = LayerStep(LayerState(run.state, traces), run.record, segments, plan)
+        return _spread(run.y, 2, self._known_shapes()[1]), [Proposal(self, step)]
 
-    def _check_features(self, x: Tensor) -> None:
-        if x.shape[2:] != self._feature_shape():
+    def _take_shape(self, x: Tensor) -> None:
+        """Check the shape of a step's input, and keep it: a convolution takes any size, but one at a time.
+
+        Raises:
+            ValueError: another number of inputs or channels, or another size while a stream goes on.
+        """
+        shape = tuple(x.shape[2:])
+        if self._shapes is not None and shape == self._shapes[0]:
+            return
+        where = type(self).__name__
+        expected = self._feature_shape()
+        if not fits(shape, expected):
+            inputs = f"{expected[0]} inputs" if len(expected) == 1 else f"inputs of shape {shown(expected)}"
+            raise ValueError(f"{where}: expected {inputs}, got {shape} from the module below. Make the sizes agree.")
+        if self._state is not None and self._shapes is not None:
             raise ValueError(
-                f"{type(self).__name__}: expected {self.in_features} inputs, got {tuple(x.shape[2:])} "
-                f"from the module below. Make the sizes agree."
+                f"{where}: expected inputs of shape {self._shapes[0]} as in the calls before, got {shape}. "
+                f"Call reset() first to start other streams."
             )
+        try:
+            self._shapes = shape, self._synapse.output_shape(shape)
+        except RuntimeError as error:
+            raise ValueError(f"{where}: expected an input that {self.synapse} takes, got {shape}. {error}") from error
 
     def _check_lanes(self, x: Tensor) -> None:
         if self._state is not None and self._state.neuron.mem.shape[0] != x.shape[1]:
@@ -408,30 +507,48 @@ class Layer(Online):
         latest = self._segments[-1] if self._segments else None
         if latest is None or latest.call is not call or latest.ended or self._state is None:
             raise stale(type(self).__name__)
-        result = self.rule.backward(self, self._segments, self._state.traces, ls, above, wanted)
-        updates = []
-        for name, gradient in result.gradients.items():
-            if name in _CONSTRAINTS:
-                value = cast(Tensor, getattr(self._segments[-1].tape.values, name))
-                gradient = gradient * _CONSTRAINTS[name].slope(value)
+        shape = self._known_shapes()[0]
+        flat = [None if signal is None else signal.flatten(2) for signal in ls]
+        above = None if above is None else above.flatten(2)
+        result = self.rule.backward(self, self._segments, self._state.traces, flat, above, wanted)
+        updates = [(cast(nn.Parameter, self._parameter(name)), g) for name, g in self._raw(result.gradients)]
+        ls_below = [None if signal is None else _spread(signal, 2, shape) for signal in result.ls_below]
+        return PartBackward(ls_below, None if result.below is None else _spread(result.below, 2, shape), updates)
+
+    def _raw(self, gradients: Gradients) -> Iterator[tuple[str, Tensor]]:
+        """The gradients of the parameters as they are kept: one per channel, and of raw values."""
+        tape: Tape = self._segments[-1].tape
+        for name, gradient in gradients.items():
+            parameter = cast(Tensor, self._parameter(name))
+            if name in self._constraints:
+                value = cast(Tensor, tape.decay if name == "decay" else tape.values[name])
+                gradient = gradient * self._constraints[name].slope(value)
             if name == "recurrent" and not self.self_connections:
                 gradient = gradient.clone().fill_diagonal_(0)
-            updates.append((cast(nn.Parameter, self._parameter(name)), gradient))
-        return PartBackward(result.ls_below, result.below, updates)
+            if gradient.shape != parameter.shape:  # of each neuron
+                gradient = gradient.view(len(parameter), -1).sum(1)
+            yield name, gradient
 
     def _calibrate(self, x: Tensor) -> tuple[Tensor, list[Rescaling]]:
-        self._check_features(x)
+        before = self._shapes
+        self._take_shape(x)
         values, rest, bias = self.values(), self._rest(x.shape[1]), self.synapse.bias
-        offset = 0 if bias is None else cast(Tensor, bias)
-        current = self.current(x) - offset
+        offset = self.zeros() if bias is None else self._each(cast(Tensor, bias))
+        current = self.current(x.flatten(2)) - offset
         rescalings = []
         if self.wants("weight"):
-            rms = scan.li(current, self.zeros(*current.shape[1:]), values.beta).square().mean((0, 1)).sqrt()
-            target = self._target(values.beta.clamp(max=MAX_INITIAL_BETA)).expand_as(rms)
+            synapse, free = self._synapse, current
+            for stage in self.neuron.chain(values, "input"):
+                free = scan.li(free * stage.gain, self.zeros(*current.shape[1:]), stage.decay)
+            rms = free.square().mean((0, 1)).view(synapse.channels, -1).mean(1).sqrt()
+            target = self._target(self.beta.clamp(max=MAX_INITIAL_BETA)).expand_as(rms)
             factor = torch.where(rms > 0, target / rms, torch.ones_like(rms))
-            current = current * factor
-            rescalings.append(Rescaling(self.weight, factor))
-        return self.neuron.scan(values, current + offset, rest).y, rescalings
+            current = current * self._each(factor)
+            rescalings.append(Rescaling(self.weight, synapse.per_channel(factor)))
+        y = _spread(self.neuron.scan(values, current + offset, rest).y, 2, self._known_shapes()[1])
+        if self._state is not None:
+            self._shapes = before
+        return y, rescalings
 
     # -- state (nn.streaming) --------------------------------------------------------------------------------------
 
@@ -476,7 +593,8 @@ class Layer(Online):
 
     def _tape_tensors(self) -> list[Tensor]:
         tapes: list[Tape] = [segment.tape for segment in self._segments]
-        return [tensor for tape in tapes for tensor in (tape.x, *tape.record, *tape.start)]
+        kept = [tensor for tape in tapes for tensor in (tape.x, *tape.record, *tape.start)]
+        return [tensor for tensor in kept if tensor is not None]
 
     def _reset_lanes(self, mask: Tensor) -> None:
         if self._state is None:
@@ -532,8 +650,6 @@ def _continues(before: LayerPlan, above: Handed | None) -> bool:
     return (above.live and before.above_live) or torch.equal(above.nodes, then)
 
 
-_CONSTRAINTS: dict[str, type[UnitInterval | Positive]] = {
-    "beta": UnitInterval,
-    "threshold": Positive,
-    "decay": UnitInterval,
-}
+def _spread(tensor: Tensor, leading: int, shape: tuple[int, ...]) -> Tensor:
+    """The dimensions after the leading ones as `shape`."""
+    return tensor.reshape(*tensor.shape[:leading], *shape)

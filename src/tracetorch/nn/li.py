@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..functional import rate, scan
-from ..rules.base import MembraneState, Reverse, Rule, Tape, Values
-from .constraint import OneOrEach
-from .layer import Layer, NeuronScan
+from ..functional.scan import Reverse, Scan, State, Values
+from ..functional.trace import Stage
+from ..rules.base import Rule, Tape
+from .constraint import OneOrEach, membrane_decay
+from .layer import Layer
 
 
 class LIRecord(NamedTuple):
@@ -23,43 +26,59 @@ class LINeuron:
     """The dynamics of `LI`."""
 
     name = "LI"
+    spiking = False
+    resets_to_zero = False
+    direct = ()
 
-    def rest(self, zeros: Tensor) -> MembraneState:
+    def rest(self, zeros: Tensor) -> State:
         """Membranes at zero."""
-        return MembraneState(zeros)
+        return State(zeros)
 
-    def scan(self, values: Values, current: Tensor, start: MembraneState) -> NeuronScan:
+    def scan(self, values: Values, current: Tensor, start: State) -> Scan:
         """A window of steps."""
-        mem = scan.li(current, start.mem, values.beta)
-        return NeuronScan(mem, LIRecord(mem), MembraneState(mem[-1].clone()))
+        mem = scan.li(current, start.mem, values["beta"])
+        return Scan(mem, LIRecord(mem), State(mem[-1].clone()))
 
-    def reverse(self, tape: Tape, ls: Tensor | None, ahead: MembraneState | None = None) -> Reverse:
+    def reverse(
+        self,
+        tape: Tape,
+        ls: Tensor | None,
+        wanted: Collection[str],
+        ahead: State | None = None,
+    ) -> Reverse:
         """The window backwards."""
-        beyond = None if ahead is None else ahead.mem
-        g, mem, d_beta, *_ = scan.li_reverse(ls, tape.record.mem, tape.start.mem, tape.values.beta, beyond)
-        return Reverse(g, MembraneState(mem), d_beta, None)
+        mem: Tensor = tape.record.mem
+        if ls is not None:
+            ls = ls.expand(len(mem), *ls.shape[1:-2], *mem.shape[-2:])
+        run = scan.li_reverse(ls, mem, tape.start, tape.values["beta"], ahead)
+        return run._replace(own={name: run.own[name] for name in wanted})
 
-    def probe(self, tape: Tape, probe: Tensor) -> Reverse:
-        """The window backwards for signals (K, H) that all neurons share."""
-        mem = tape.record.mem[:, None]
-        signals = probe[:, :, None, None].expand(*probe.shape, *mem.shape[2:])
-        g, a_0, d_beta, *_ = scan.li_reverse(signals, mem, tape.start.mem[None], tape.values.beta)
-        return Reverse(g, MembraneState(a_0), d_beta, None)
-
-    def slope(self, tape: Tape) -> Tensor | None:
-        """1: the output is the membrane."""
-        return torch.ones_like(tape.record.mem)
+    def chain(self, values: Values, name: str) -> tuple[Stage, ...]:  # noqa: ARG002
+        """The membrane."""
+        return (Stage("mem", "beta", values["beta"]),)
 
     def drive(self, tape: Tape, name: str) -> Tensor:  # noqa: ARG002
         """`v_{t-1}`, for beta."""
         return scan.previous(tape.record.mem, tape.start.mem)
+
+    def slope_drive(self, tape: Tape, name: str) -> Tensor:
+        """There is no such parameter."""
+        raise NotImplementedError
+
+    def slope(self, tape: Tape) -> Tensor | None:
+        """1: the output is the membrane."""
+        return torch.ones_like(tape.record.mem)
 
     def output(self, tape: Tape) -> Tensor:
         """The membranes."""
         mem: Tensor = tape.record.mem
         return mem
 
-    def rate(self, name: str) -> rate.RateEstimate:  # noqa: ARG002
+    def silent(self, tape: Tape) -> Tensor:
+        """Always."""
+        return torch.ones_like(tape.record.mem)
+
+    def rate(self, name: str) -> rate.RateEstimate | None:  # noqa: ARG002
         """The membrane that a constant current settles at."""
         return rate.Linear()
 
@@ -112,13 +131,7 @@ class LI(Layer):
             LINeuron(),
             synapse=synapse,
             bias=bias,
-            beta=beta,
-            tau=tau,
-            learn_beta=learn_beta,
-            threshold=None,
-            learn_threshold=False,
-            recurrent=False,
-            self_connections=True,
+            parameters=lambda each: membrane_decay("LI", beta, tau, learn_beta, each),
             rule=rule,
             device=device,
             dtype=dtype,

@@ -87,8 +87,8 @@ class PartBackward(NamedTuple):
 class Rescaling(NamedTuple):
     """What calibration makes of a weight."""
 
-    weight: Tensor  # (m, n)
-    factor: Tensor  # (m,)
+    weight: Tensor
+    factor: Tensor  # broadcasts to it
 
 
 class Part(Protocol):
@@ -175,13 +175,14 @@ class Online(Streaming):
         call, folded = self._fold_input(x, window)
         if call.learning:
             call.plans = self._planned()
-            self._check_size(call.plans, folded.shape[1])
             if self._horizon is not None and self._parts_agree(call.plans):
                 call.horizon = self._horizon
         if call.learning and folded.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             folded = folded.clone()  # the tape's own: what the user does with x afterwards is not our affair
         with full_precision(folded):
             y, proposals = self._propose(folded, call)
+        if call.learning:
+            self._check_size(call.plans, folded.shape[1])
         for proposal in proposals:
             proposal.commit(call)
         y = call.unfold(y)
@@ -252,16 +253,17 @@ class Online(Streaming):
                 )
             return False
         missing = len(leading) + len(features) - x.ndim
-        if missing not in (0, 1) or tuple(x.shape[x.ndim - len(features) :]) != features:
-            expected = ", ".join([*leading, *map(str, features)])
-            remedy = f"Give the model {features[0]} inputs, or a layer of the size that came."
+        if missing not in (0, 1) or not fits(x.shape[x.ndim - len(features) :], features):
+            inputs = "inputs" if len(features) == 1 else "channels"
+            remedy = f"Give the model {features[0]} {inputs}, or a layer of the size that came."
             if x.ndim > len(leading) + len(features):
                 remedy = f"Flatten it first, with x.flatten({len(leading)})."
-                if not window and x.shape[-1:] == features:
+                if not window and fits(x.shape[-len(features) :], features):
                     remedy = "For a window of steps, time first, call window(x)."
             steps = "a window of " if window else ""
             raise ValueError(
-                f"{type(self).__name__}: expected {steps}x of shape ({expected}), got {tuple(x.shape)}. {remedy}"
+                f"{type(self).__name__}: expected {steps}x of shape {shown([*leading, *features])}, "
+                f"got {tuple(x.shape)}. {remedy}"
             )
         return missing == 1
 
@@ -345,7 +347,13 @@ class Online(Streaming):
         where = f"{type(self).__name__}.tape_bytes"
         _checks.at_least_one(where, "lanes", lanes)
         _checks.at_least_one(where, "window", window)
-        features = self._feature_shape()
+        features = self._feature_shape(known=True)
+        sizes = [size for size in features or () if size is not None]
+        if features is not None and len(sizes) < len(features):
+            raise ValueError(
+                f"{where}: expected a model whose input has a size, got a convolution first, which takes any. "
+                f"Call the model once before."
+            )
         if features is None:
             raise ValueError(
                 f"{where}: expected a model that starts with a layer, got a stateless module first, whose input size "
@@ -355,7 +363,7 @@ class Online(Streaming):
         windows = 1 if self._horizon is None else max(1, math.ceil(self._horizon / window))
         with forked_random_numbers(weight), probe_of(self) as probe:
             one, two = (
-                probe._window_tape_bytes(torch.zeros(k, 1, *features, dtype=weight.dtype, device=weight.device))
+                probe._window_tape_bytes(torch.zeros(k, 1, *sizes, dtype=weight.dtype, device=weight.device))
                 for k in (1, 2)
             )
         return windows * lanes * (one + (window - 1) * (two - one))
@@ -414,7 +422,11 @@ class Online(Streaming):
         """
         plans = self._planned()
         return {
-            name: layer.bank(*plans[id(layer)].nodes)
+            name: layer.bank(
+                plans[id(layer)].nodes.own,
+                plans[id(layer)].nodes.above,
+                layer.neuron.chain(layer.values(), "input")[-1].decay,
+            )
             for name, layer in self._layers().items()
             if layer.rule.hands_adjoint
         }
@@ -442,7 +454,7 @@ class Online(Streaming):
                 f"several share. Calibrate those layers by themselves."
             )
         for weight, factor in rescalings:
-            weight.mul_(factor[:, None])
+            weight.mul_(factor)
         self._end("calibrate() changed the weights after the latest")
 
     # -- what subclasses write -------------------------------------------------------------------------------------
@@ -460,6 +472,20 @@ class Online(Streaming):
         """The output (K, B, ...) for x (K, B, ...) from rest with the rescaled weights, and the rescalings."""
         raise NotImplementedError
 
-    def _feature_shape(self) -> tuple[int, ...] | None:
-        """The shape of one lane's input at one step; None where it is unknown."""
+    def _feature_shape(self, known: bool = False) -> tuple[int | None, ...] | None:
+        """The shape of one lane's input at one step, with None for what any size will do; None where it is unknown.
+
+        Args:
+            known: give the sizes of the calls before, where there were any.
+        """
         raise NotImplementedError
+
+
+def fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
+    """Whether a shape is as expected, None being any size."""
+    return len(shape) == len(expected) and all(e in (None, size) for size, e in zip(shape, expected, strict=True))
+
+
+def shown(expected: Sequence[int | str | None]) -> str:
+    """A shape as messages have it."""
+    return f"({', '.join('any' if size is None else str(size) for size in expected)})"

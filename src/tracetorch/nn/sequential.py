@@ -82,5 +82,5 @@ class Sequential(Container):
             rescalings += more
         return x, rescalings
 
-    def _feature_shape(self) -> tuple[int, ...] | None:
-        return feature_shape(next(iter(self._modules.values())))
+    def _feature_shape(self, known: bool = False) -> tuple[int | None, ...] | None:
+        return feature_shape(next(iter(self._modules.values())), known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -9,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import rate, scan
-from ..rules.base import MembraneState, Reverse, Rule, Tape, Values
-from .constraint import OneOrEach
-from .layer import Layer, LayerStep, NeuronScan
+from ..functional.scan import Reverse, Scan, State, Values
+from ..rules.base import Rule, Tape
+from .constraint import OneOrEach, membrane_decay
+from .layer import Layer, LayerStep
 from .li import LINeuron
 from .online import Rescaling
 from .streaming import Call
@@ -32,11 +34,11 @@ class SoftmaxNeuron(LINeuron):
     def __init__(self, generator: torch.Generator | None) -> None:
         self.generator = generator
 
-    def scan(self, values: Values, current: Tensor, start: MembraneState) -> NeuronScan:
+    def scan(self, values: Values, current: Tensor, start: State) -> Scan:
         """A window of steps."""
-        mem = scan.li(current, start.mem, values.beta)
+        mem = scan.li(current, start.mem, values["beta"])
         probs = torch.softmax(mem, dim=-1)
-        return NeuronScan(self._sample(probs), SoftmaxRecord(mem, probs), MembraneState(mem[-1].clone()))
+        return Scan(self._sample(probs), SoftmaxRecord(mem, probs), State(mem[-1].clone()))
 
     def _sample(self, probs: Tensor) -> Tensor:
         """One-hot samples by inverting the cumulative distribution; one draw per lane and step, steps in turn.
@@ -54,9 +56,16 @@ class SoftmaxNeuron(LINeuron):
         classes = probs.shape[-1]
         return F.one_hot(index.squeeze(-1).clamp_(max=classes - 1), classes).to(probs.dtype)
 
-    def reverse(self, tape: Tape, ls: Tensor | None, ahead: MembraneState | None = None) -> Reverse:
+    def reverse(
+        self,
+        tape: Tape,
+        ls: Tensor | None,
+        wanted: Collection[str],
+        ahead: State | None = None,
+    ) -> Reverse:
         """The window backwards, with ls = dL/dpi: straight through the sample, then through the softmax."""
-        return super().reverse(tape, None if ls is None else rate.softmax_signal(ls, tape.record.probs), ahead)
+        through = None if ls is None else rate.softmax_signal(ls, tape.record.probs)
+        return super().reverse(tape, through, wanted, ahead)
 
     def slope(self, tape: Tape) -> None:  # noqa: ARG002
         """None: each probability depends on all membranes."""
@@ -67,7 +76,7 @@ class SoftmaxNeuron(LINeuron):
         probs: Tensor = tape.record.probs
         return probs
 
-    def rate(self, name: str) -> rate.RateEstimate:  # noqa: ARG002
+    def rate(self, name: str) -> rate.RateEstimate | None:  # noqa: ARG002
         """The probabilities that a constant current settles at."""
         return rate.Softmax()
 
@@ -130,13 +139,7 @@ class Softmax(Layer):
             SoftmaxNeuron(generator),
             synapse=synapse,
             bias=bias,
-            beta=beta,
-            tau=tau,
-            learn_beta=learn_beta,
-            threshold=None,
-            learn_threshold=False,
-            recurrent=False,
-            self_connections=True,
+            parameters=lambda each: membrane_decay("Softmax", beta, tau, learn_beta, each),
             rule=rule,
             device=device,
             dtype=dtype,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -23,7 +24,7 @@ def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
     if isinstance(state, Tensor):
         return {prefix: state}
     named: dict[str, Tensor] = {}
-    for field, value in state._asdict().items():
+    for field, value in _items(state):
         named.update(flatten(value, f"{prefix}.{field}" if prefix else field))
     return named
 
@@ -34,12 +35,15 @@ def unflatten(template: Any, tensors: dict[str, Tensor], prefix: str = "") -> An
         return template
     if isinstance(template, Tensor):
         return tensors[prefix]
-    return type(template)(
-        *(
-            unflatten(value, tensors, f"{prefix}.{field}" if prefix else field)
-            for field, value in template._asdict().items()
-        )
-    )
+    values = {
+        field: unflatten(value, tensors, f"{prefix}.{field}" if prefix else field) for field, value in _items(template)
+    }
+    return values if isinstance(template, dict) else type(template)(**values)
+
+
+def _items(state: Any) -> Iterable[tuple[str, Any]]:
+    items: Iterable[tuple[str, Any]] = (state if isinstance(state, dict) else state._asdict()).items()
+    return items
 
 
 def restored(where: str, template: LayerState, tensors: dict[str, Tensor]) -> LayerState:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ..functional.bank import Bank
+from ..functional.scan import Values
 from ..rules import Rule
-from ..rules.base import ModelDecays, Nodes, Segment
+from ..rules.base import ModelDecays, Neuron, Nodes, Segment
 
-STREAM_STATE_VERSION = 2
+STREAM_STATE_VERSION = 3
 
 
 class Call:
@@ -120,13 +121,19 @@ class StateKeeper(TapeKeeper, Protocol):
         """Its synapse's weight."""
 
     @property
-    def beta(self) -> Tensor:
-        """Its membrane's decay."""
+    def neuron(self) -> Neuron:
+        """Its dynamics."""
 
-    def learns(self, name: str) -> bool:
-        """Whether `name` is a parameter."""
+    def values(self) -> Values:
+        """The values of its neuron's parameters."""
 
-    def bank(self, own: Tensor, above: Tensor | None) -> Bank:
+    def _decays(self) -> list[Tensor]:
+        """The decays with which its state remembers."""
+
+    def _moves(self) -> bool:
+        """Whether one of them is learned."""
+
+    def bank(self, own: Tensor, above: Tensor | None, decay: Tensor) -> Bank:
         """The bank of its kernels."""
 
     def _rest(self, lanes: int) -> Any:
@@ -301,13 +308,15 @@ class Streaming(nn.Module):
         constant: list[float] = []
         others = False
         for layer in self._layers().values():
-            decays = layer.beta.double().reshape(-1).tolist()
-            inside += [decay for decay in decays if 0 < decay < 1]
-            if len(decays) > 1 or layer.learns("beta"):
-                others = True
-                constant += {0.0, 1.0} & {*decays}  # of its own, however many neurons there are
-            else:
-                constant += decays
+            moves = layer._moves()
+            for stage in layer._decays():
+                decays = stage.double().reshape(-1).tolist()
+                inside += [decay for decay in decays if 0 < decay < 1]
+                if len(decays) > 1 or moves:
+                    others = True
+                    constant += {0.0, 1.0} & {*decays}  # of its own, however many neurons there are
+                else:
+                    constant += decays
         return ModelDecays(inside, constant, others)
 
     # -- what subclasses write -------------------------------------------------------------------------------------

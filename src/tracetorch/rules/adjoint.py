@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ from torch import Tensor
 from .. import _checks
 from ..functional import bank as banks
 from ..functional import trace
-from .base import Border, LayerLike, ModelDecays, Nodes, Rule, Tape
+from ..functional.bank import Bank
+from ..functional.scan import Values
+from ..functional.trace import Stage
+from .base import Border, LayerLike, ModelDecays, Nodes, Rule, Tape, map_tensors
 
 UNKNOWN_SPAN = (2.0, 50.0)  # steps; where no beta lies between 0 and 1
 
@@ -65,8 +69,24 @@ def _is_span(span: object) -> bool:
 class Adjoint(NamedTuple):
     """The adjoint of a layer before the border."""
 
-    own: Tensor  # (B, G, m) of dL/dp, in the layer's own nodes
+    states: dict[str, Tensor]  # (B, G, m) by the stages of the input's chain, such as dL/dp as "mem", in the own nodes
+    current: Tensor  # (B, G, m) of dL/dI, likewise
     signal: Tensor | None  # (B, H, m) of dL/dy, from above and through recurrent weights, in `signal_nodes`
+
+
+def is_shared(chain: Sequence[Stage]) -> bool:
+    """Whether each stage has one decay for all neurons: then a trace for each stage is exact, and needs no bank."""
+    return all(stage.decay.numel() == 1 for stage in chain)
+
+
+def are_nodes(chain: Sequence[Stage]) -> bool:
+    """Whether the decays of the stages are all the exponentials that the layer's own adjoint is made of."""
+    return is_shared(chain) and banks.are_apart([stage.decay.item() for stage in chain])
+
+
+def has_integrator(chain: Sequence[Stage]) -> bool:
+    """Whether a state is kept for ever by some neuron."""
+    return any(bool((stage.decay == 1).any()) for stage in chain)
 
 
 def is_recurrent(layer: LayerLike, hops: int) -> bool:
@@ -121,11 +141,11 @@ class AdjointRule(BankRule):
                 f"outputs depends on all of its membranes. Give it rule=InputTrace()."
             )
         recurrent = is_recurrent(layer, self.hops)
-        ends = above is None or self.only_own
-        if ends and not recurrent and layer.values().beta.numel() == 1:
+        chain = layer.neuron.chain(layer.values(), "input")
+        if (above is None or self.only_own) and not recurrent and are_nodes(chain):
             return None
         # a node of 1 is for perfect integrators from here on up alone: below one it would stand for another's
-        integrates = bool((layer.values().beta == 1).any()) or (above is not None and bool((above == 1).any()))
+        integrates = has_integrator(chain) or (above is not None and bool((above == 1).any()))
         pinned = [decay for decay in decays.constant if decay < 1 or integrates]
         nodes = self._spaced(decays, pinned)
         if self.span is None and not recurrent and not decays.others and banks.are_apart(decays.constant):
@@ -162,11 +182,90 @@ def mean_slope(slopes: SlopeTraces | None) -> Tensor | None:
     return None if slopes is None else trace.average(slopes.slope, slopes.steps)
 
 
+def continued(
+    layer: LayerLike, amplitude: Any, nodes: Nodes, values: Values, driven: Tensor | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What goes on in the layer's own state before the border, from the last stage of its chain to the first.
+
+        Lambda^s_g = C^s_ig amplitude^s + sum_h gain Lambda^{s+1}_h D^s_i[h, g]
+
+    Args:
+        layer: the layer.
+        amplitude: (..., m) dL/dstate at the border, in the fields of the neuron's state.
+        nodes: in which it is written.
+        values: the neuron's parameters.
+        driven: (..., G, m) what has come to the last stage from elsewhere, in the own nodes.
+
+    Returns:
+        (..., G, m) for each state; and for the current that enters the first, dL/dI.
+    """
+    chain = layer.neuron.chain(values, "input")
+    several = len(chain) > 1
+    found: dict[str, Tensor] = {}
+    entering: Tensor | None = None
+    for stage in reversed(chain):
+        edge: Tensor = getattr(amplitude, stage.state)
+        kernels = layer.bank(nodes.own, nodes.above, stage.decay).kernels
+        edge = edge.double() if several else edge
+        adjoint = edge[..., None, :] * kernels.t().to(edge.dtype)
+        if entering is not None:
+            adjoint = adjoint + _through(entering, layer.bank(nodes.own, nodes.own, stage.decay).convolved)
+        elif driven is not None:
+            adjoint = adjoint + driven
+        found[stage.state] = adjoint
+        entering = adjoint if isinstance(stage.gain, float) and stage.gain == 1 else stage.gain * adjoint
+    assert entering is not None
+    return found, entering
+
+
 def own_part(layer: LayerLike, border: Border) -> Tensor:
-    """`C_ig a_0`: what goes on in the layer's own membranes, (B, G, m)."""
-    a_0: Tensor = border.leftover.mem
-    kernels = layer.bank(border.nodes.own, border.nodes.above).kernels.to(a_0.dtype)
-    return a_0[:, None] * kernels.t()
+    """The adjoint of the current that goes on in the layer's own state alone, (B, G, m)."""
+    leftover: Any = border.leftover
+    return continued(layer, leftover, border.nodes, layer.values())[1].to(leftover.mem.dtype)
+
+
+# -- a reset to zero ---------------------------------------------------------------------------------------------------
+
+
+def start_survival(layer: LayerLike, lanes: int) -> dict[str, Tensor]:
+    """What is kept of resets to zero, (B, 2, m): traces of 1, with the membrane's decay squared.
+
+    y_t = [s_t = 0] (beta^2 y_{t-1} + 1)          n_t = beta^2 n_{t-1} + 1
+    """
+    return {"survival": layer.zeros(lanes, 2, layer.out_features)} if layer.neuron.resets_to_zero else {}
+
+
+def advance_survival(layer: LayerLike, old: Mapping[str, Tensor], tape: Tape) -> dict[str, Tensor]:
+    """The same one window further."""
+    if "survival" not in old:
+        return {}
+    beta = layer.neuron.chain(tape.values, "input")[-1].decay
+    both = old["survival"]
+    for silent in layer.neuron.silent(tape):
+        both = beta**2 * both + 1
+        both[:, 0] *= silent
+    return {"survival": both}
+
+
+def faded(border: Border, traces: Mapping[str, Tensor]) -> Border:
+    """The border with what is left of the membranes' gradient where a spike set them to zero on the way.
+
+    Before the last reset, d steps ago, a membrane has no part in what it is now: its kernel is `beta^k` for k < d
+    alone. The traces know the kernel without an end. The nearest multiple of it, in least squares over all lags, is
+    `y / n = (1 - beta^(2 d))` of it.
+    """
+    return border._replace(leftover=faded_leftover(border.leftover, traces))
+
+
+def faded_leftover(leftover: Any, traces: Mapping[str, Tensor]) -> Any:
+    """dL/dstate (..., B, m) likewise."""
+    if "survival" not in traces:
+        return leftover
+    y, n = traces["survival"].unbind(1)
+    return leftover._replace(mem=leftover.mem * trace.average(y, n))
+
+
+# -- the recursion -----------------------------------------------------------------------------------------------------
 
 
 def check_integrators(where: str, layer: LayerLike, signal: Tensor | None) -> None:
@@ -175,7 +274,7 @@ def check_integrators(where: str, layer: LayerLike, signal: Tensor | None) -> No
     Raises:
         ValueError: such a layer.
     """
-    if signal is not None and bool((signal == 1).any()) and bool((layer.values().beta == 1).any()):
+    if signal is not None and bool((signal == 1).any()) and has_integrator(layer.neuron.chain(layer.values(), "input")):
         raise ValueError(
             f"{where}: expected at most one perfect integrator (beta = 1) on the way from the input to the output, got "
             f"one that feeds another, or itself through recurrent weights, so that their joint kernel grows without "
@@ -192,51 +291,59 @@ def layer_adjoint(layer: LayerLike, border: Border, mean_slope: Tensor | None, h
         mean_slope: (B, H, m) psibar in the signal's nodes; None where there is no signal.
         hops: how often the adjoint passes through recurrent weights.
     """
-    own = own_part(layer, border)
+    signal: Tensor | None
+    driven: Tensor | None
     if is_recurrent(layer, hops):
         assert mean_slope is not None
-        adjoint = _fed_back(layer, border, own.double(), mean_slope.double(), hops)
+        signal, driven = _fed_back(layer, border, mean_slope.double(), hops)
     elif border.above is None or mean_slope is None:
-        return Adjoint(own, None)
+        signal, driven = None, None
     else:
-        adjoint = _fed_forward(layer, border, own.double(), mean_slope.double())
-    return Adjoint(adjoint.own.to(own.dtype), None if adjoint.signal is None else adjoint.signal.to(own.dtype))
+        signal = border.above.double()
+        driven = _through(mean_slope.double() * signal, _last_bank(layer, border.nodes, border.nodes.above).convolved)
+    dtype = border.leftover.mem.dtype
+    amplitude = border.leftover if driven is None else map_tensors(Tensor.double, border.leftover)
+    states, current = continued(layer, amplitude, border.nodes, layer.values(), driven)
+    return Adjoint(
+        {name: state.to(dtype) for name, state in states.items()},
+        current.to(dtype),
+        None if signal is None else signal.to(dtype),
+    )
 
 
-def _fed_forward(layer: LayerLike, border: Border, own: Tensor, mean_slope: Tensor) -> Adjoint:
-    """`Lambda_g = C_ig a_0 + sum_h psibar_h R_h D_i[h, g]`, with R handed down from above."""
-    assert border.above is not None
-    signal = border.above.double()
-    convolved = layer.bank(border.nodes.own, border.nodes.above).convolved
-    return Adjoint(own + _through(mean_slope * signal, convolved), signal)
+def _last_bank(layer: LayerLike, nodes: Nodes, signal: Tensor | None) -> Bank:
+    """The bank of the membrane, which a signal enters."""
+    return layer.bank(nodes.own, signal, layer.neuron.chain(layer.values(), "input")[-1].decay)
 
 
-def _fed_back(layer: LayerLike, border: Border, own: Tensor, mean_slope: Tensor, hops: int) -> Adjoint:
-    """The same where spikes come back through recurrent weights U one step later, for a number of hops:
+def _fed_back(layer: LayerLike, border: Border, mean_slope: Tensor, hops: int) -> tuple[Tensor, Tensor]:
+    """What reaches the outputs and, through their slopes, the membranes, where spikes come back through U:
 
-    hop 1:       R^1 = R T + U^T (C_ig g_1)               the own part, begun after the border; R in the own nodes
-    hop j > 1:   R^j = U^T F^{j-1} S                      what came through in the hop before, one step later
+    hop 1:       R^1 = R T + U^T (own part, begun one step after the border)          R in the own nodes
+    hop j > 1:   R^j = U^T (current of F^{j-1}) S        what came through in the hop before, one step later
     through:     F^j_g = sum_h psibar_h R^j_h D_i[h, g]
-                 Lambda = C_ig a_0 + F^1 + F^2 + ...      all signals: R^1 + R^2 + ...
+
+    Returns:
+        all signals R^1 + R^2 + ..., and F^1 + F^2 + ...
     """  # noqa: D415
-    nodes = border.nodes
-    bank = layer.bank(nodes.own, nodes.own)
-    recurrent = layer.values().recurrent
-    assert recurrent is not None
-    u = recurrent.double()
-    hop = (border.g.double()[:, None] * bank.kernels.t()) @ u
+    nodes, values = border.nodes, layer.values()
+    bank = _last_bank(layer, nodes, nodes.own)
+    u = values["recurrent"].double()
+    hop = continued(layer, map_tensors(Tensor.double, border.first), nodes, values)[1] @ u
     if border.above is not None:
-        hop = hop + torch.einsum("bhm,hg->bgm", border.above.double(), layer.bank(nodes.own, nodes.above).converted)
-    signal = hop
-    through = _through(mean_slope * hop, bank.convolved)
-    total = own + through
+        converted = _last_bank(layer, nodes, nodes.above).converted
+        hop = hop + torch.einsum("bhm,hg->bgm", border.above.double(), converted)
+    signal, through = hop, _through(mean_slope * hop, bank.convolved)
+    total = through
+    nothing = map_tensors(torch.zeros_like, map_tensors(Tensor.double, border.first))
     for _ in range(hops - 1):
-        hop = torch.einsum("bhm,hg->bgm", through @ u, bank.delayed)
+        current = continued(layer, nothing, nodes, values, through)[1]
+        hop = torch.einsum("bhm,hg->bgm", current @ u, bank.delayed)
         through = _through(mean_slope * hop, bank.convolved)
         signal, total = signal + hop, total + through
-    return Adjoint(total, signal)
+    return signal, total
 
 
 def _through(signal: Tensor, convolved: Tensor) -> Tensor:
-    """(B, H, m), (m, H, G) or (1, H, G) -> (B, G, m)."""
-    return torch.einsum("bhm,mhg->bgm", signal, convolved.expand(signal.shape[-1], -1, -1))
+    """(..., H, m), (m, H, G) or (1, H, G) -> (..., G, m)."""
+    return torch.einsum("...hm,mhg->...gm", signal, convolved.expand(signal.shape[-1], -1, -1))

@@ -12,7 +12,7 @@ step before it). Rules that hand one down write it as `sum_g c_g q_g^k` (see `fu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -21,23 +21,17 @@ from torch import Tensor
 
 from ..functional import rate
 from ..functional.bank import Bank
+from ..functional.scan import Reverse, Values
+from ..functional.trace import Stage
 
 Gradients = dict[str, Tensor]
-"""Gradients of a layer's constrained parameters, by `NAMES`, where present."""
+"""Gradients of a layer's constrained parameters, by name, where present."""
 
-NAMES = ("weight", "recurrent", "bias", "beta", "threshold", "decay")
+MATRICES = ("weight", "recurrent")
+"""The parameters that take what comes in by other neurons; all others belong to one neuron each."""
 
-Traces = tuple[Any, ...]
-"""What a rule keeps between windows: a NamedTuple of tensors whose first dimension is the lane (None if unused)."""
-
-
-class Values(NamedTuple):
-    """The constrained parameter values that a window was run with."""
-
-    beta: Tensor  # () or (m,)
-    threshold: Tensor | None  # () or (m,)
-    decay: Tensor | None  # () or (n,): the rule's own trace decay, where it has one
-    recurrent: Tensor | None = None  # (m, m): U, as it is now
+Traces = Any
+"""What a rule keeps between windows: tensors whose first dimension is the lane, in dictionaries and NamedTuples."""
 
 
 class Nodes(NamedTuple):
@@ -63,6 +57,7 @@ class Tape(NamedTuple):
     start: Any  # the neuron's state that the window began with
     values: Values
     nodes: Nodes
+    decay: Tensor | None = None  # () or (n,): the rule's own trace decay, where it has one
 
 
 class Segment(NamedTuple):
@@ -79,21 +74,6 @@ class Segment(NamedTuple):
         return state if self.reset is None else masked(state, self.reset)
 
 
-class MembraneState(NamedTuple):
-    """The state of a neuron with one state variable; also the gradient with respect to it."""
-
-    mem: Tensor  # (B, m)
-
-
-class Reverse(NamedTuple):
-    """A reverse scan of a window."""
-
-    g: Tensor  # (K, B, m) dL/dI
-    leftover: Any  # dL/dstate at the window's start, in the fields of the state; the first is `mem`
-    beta: Tensor  # (B, m), summed over the window
-    threshold: Tensor | None  # (B, m), likewise
-
-
 class Neuron(Protocol):
     """A neuron's dynamics; keeps nothing."""
 
@@ -101,29 +81,54 @@ class Neuron(Protocol):
     def name(self) -> str:
         """What messages call it."""
 
-    def reverse(self, tape: Tape, ls: Tensor | None, ahead: Any = None) -> Reverse:
+    @property
+    def spiking(self) -> bool:
+        """Whether it has a threshold."""
+
+    @property
+    def direct(self) -> Collection[str]:
+        """Its own parameters that have a part in a spike not by way of the membrane alone, such as its threshold."""
+
+    @property
+    def resets_to_zero(self) -> bool:
+        """Whether a spike sets the membrane to zero, which ends what the membrane remembers."""
+
+    def reverse(self, tape: Tape, ls: Tensor | None, wanted: Collection[str], ahead: Any = None) -> Reverse:
         """The reverse scan of the tape's window for `ls` (K, B, m), None for 0.
 
-        `ahead` is the leftover of the window after it; None for 0.
+        `wanted` names the neuron's own parameters whose gradients are asked for; `ahead` is the leftover of the window
+        after it, None for 0. All of the tape may have further dimensions before B, one of them of `ls` alone.
+        """
+
+    def chain(self, values: Values, name: str) -> tuple[Stage, ...]:
+        """How the state depends on a parameter with the spikes held fixed: the stages that its `drive` passes.
+
+        The name "input" stands for the current W x + b, and for the matrices and the bias with it.
         """
 
     def drive(self, tape: Tape, name: str) -> Tensor:
-        """What each step adds, (K, B, m), to the trace of dv/dp for the neuron's own parameter p = `name`."""
+        """What each step adds (K, B, m) to the first stage of the chain of the neuron's own parameter `name`.
+
+        For "recurrent": what the recurrent weights took.
+        """
+
+    def slope_drive(self, tape: Tape, name: str) -> Tensor:
+        """What a signal dL/dy of 1 adds at each step (K, B, m) to the gradient of a `direct` parameter.
+
+        Besides the adjoint of the membrane, psi times dL/dy and what that becomes, times `drive`.
+        """
 
     def output(self, tape: Tape) -> Tensor:
         """The window's output (K, B, m) that a measured average is taken of."""
 
+    def silent(self, tape: Tape) -> Tensor:
+        """1 where no spike set the membrane to zero, else 0, (K, B, m)."""
+
     def slope(self, tape: Tape) -> Tensor | None:
         """Psi of each step (K, B, m): the slope of the output by the membrane; None where neurons share an output."""
 
-    def probe(self, tape: Tape, probe: Tensor) -> Reverse:
-        """The reverse scan for the signals `probe` (K, H), each the same for all neurons, recurrent weights left out.
-
-        All results have H before B: g (K, H, B, m), leftover.mem, beta and threshold (H, B, m).
-        """
-
-    def rate(self, name: str) -> rate.RateEstimate:
-        """The closed-form estimate of the average output, of the family `name` where the neuron has several."""
+    def rate(self, name: str) -> rate.RateEstimate | None:
+        """The closed-form estimate of the average output, of the family `name` where there are several; None: none."""
 
 
 class LayerLike(Protocol):
@@ -142,7 +147,7 @@ class LayerLike(Protocol):
         """Its dynamics."""
 
     def values(self) -> Values:
-        """Its constrained parameters as they are now."""
+        """The constrained parameters of its neuron as they are now: () or (m,), "recurrent" (m, m)."""
 
     def learns(self, name: str) -> bool:
         """Whether `name` is a parameter of the layer, frozen or not."""
@@ -159,11 +164,15 @@ class LayerLike(Protocol):
     def transpose(self, g: Tensor) -> Tensor:
         """dL/dx for dL/dI: (..., m) -> (..., n); through a fixed random matrix where the rule's feedback is that."""
 
+    @property
+    def dense(self) -> bool:
+        """Whether each weight joins one input to one neuron, as those of a convolution do not."""
+
     def zeros(self, *shape: int) -> Tensor:
         """Zeros with the layer's dtype and device."""
 
-    def bank(self, own: Tensor, above: Tensor | None, beta: Tensor | None = None) -> Bank:
-        """The bank of the kernels of `beta`, as it is now by default, in the nodes `own` for signals in `above`."""
+    def bank(self, own: Tensor, above: Tensor | None, decay: Tensor) -> Bank:
+        """The bank of the kernels of `decay` () or (m,) in the nodes `own`, for signals in `above`."""
 
 
 class Wanted(NamedTuple):
@@ -176,8 +185,8 @@ class Wanted(NamedTuple):
 class Border(NamedTuple):
     """What a reverse pass leaves at the border, where the tapes begin."""
 
-    g: Tensor  # (B, m) dL/dI of the first step after it
-    leftover: Any  # dL/dstate, in the fields of the neuron's state
+    first: Any  # dL/dp and dL/di of the first step after it, in the fields of the neuron's state
+    leftover: Any  # dL/dstate at the border, likewise
     above: Tensor | None  # (B, H, m) dL/dy of the time before, in the nodes `above`; None where nothing is handed down
     nodes: Nodes
 
@@ -292,15 +301,15 @@ class Rule:
             wanted: below the layer.
         """
         tapes: list[Tape] = [segment.tape for segment in segments]
-        runs = _reverse(layer.neuron, segments, ls)
+        own = own_parameters(layer, layer.wants)
+        runs = _reverse(layer.neuron, segments, ls, own)
         g = _together([run.g for run in runs])
         gradients = map_gradients(layer, _inputs(layer, tapes), g)
         if layer.wants("bias"):
             gradients["bias"] = g.sum((0, 1))
-        for name, values in (("beta", tapes[-1].values.beta), ("threshold", tapes[-1].values.threshold)):
-            if layer.wants(name):
-                gradients[name] = sum_to_shape(sum(getattr(run, name) for run in runs), values)
-        border = Border(runs[0].g[0], runs[0].leftover, above, tapes[-1].nodes)
+        for name in own:
+            gradients[name] = sum_to_shape(_sum([run.own[name] for run in runs]), tapes[-1].values[name])
+        border = Border(runs[0].first, runs[0].leftover, above, tapes[-1].nodes)
         carried, below = self.carry(layer, traces, border, wanted.adjoint)
         for name, carried_gradient in carried.items():
             gradients[name] += carried_gradient
@@ -310,12 +319,19 @@ class Rule:
         return Backward(gradients, ls_below, below)
 
 
-def _reverse(neuron: Neuron, segments: Sequence[Segment], ls: Sequence[Tensor | None]) -> list[Reverse]:
+def own_parameters(layer: LayerLike, asked: Callable[[str], bool]) -> list[str]:
+    """The neuron's own parameters for which `layer.learns` or `layer.wants` holds, as asked."""
+    return [name for name in layer.values() if name not in MATRICES and asked(name)]
+
+
+def _reverse(
+    neuron: Neuron, segments: Sequence[Segment], ls: Sequence[Tensor | None], wanted: list[str]
+) -> list[Reverse]:
     """The reverse scans of the segments, from the last to the first, each going on from the one after it."""
     runs: list[Reverse] = []
     ahead = None
     for segment, signal in zip(reversed(segments), reversed(ls), strict=True):
-        runs.append(neuron.reverse(segment.tape, signal, segment.forget(ahead)))
+        runs.append(neuron.reverse(segment.tape, signal, wanted, segment.forget(ahead)))
         ahead = runs[-1].leftover
     return runs[::-1]
 
@@ -324,6 +340,10 @@ def _inputs(layer: LayerLike, tapes: list[Tape]) -> dict[str, Tensor]:
     """What the layer's matrices took, (K, B, ...), over all tapes."""
     taken = [map_inputs(layer, tape) for tape in tapes]
     return {name: _together([inputs[name] for inputs in taken]) for name in taken[0]}
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    return sum(parts[1:], parts[0])
 
 
 def _together(windows: list[Tensor]) -> Tensor:
@@ -353,17 +373,17 @@ def map_gradients(layer: LayerLike, inputs: dict[str, Tensor], g: Tensor) -> Gra
     return gradients
 
 
-def sum_to_shape(per_lane: Tensor | None, parameter: Tensor | None) -> Tensor:
+def sum_to_shape(per_lane: Tensor, parameter: Tensor) -> Tensor:
     """Sum a gradient (B, m) over lanes, and over neurons where they share the parameter."""
-    assert per_lane is not None
-    assert parameter is not None
     return per_lane.sum(0) if parameter.ndim else per_lane.sum()
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], state: Any) -> Any:
-    """Apply `function` to every tensor of a nested NamedTuple."""
+    """Apply `function` to every tensor of nested NamedTuples, tuples and dictionaries."""
     if state is None or isinstance(state, bool):
         return state
+    if isinstance(state, dict):
+        return {name: map_tensors(function, value) for name, value in state.items()}
     if isinstance(state, Tensor):
         return function(state)
     mapped = [map_tensors(function, value) for value in state]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from ..functional.scan import Reverse
 from .adjoint import (
     AdjointRule,
     SlopeTraces,
     advance_slopes,
     check_integrators,
+    faded,
+    faded_leftover,
     is_recurrent,
     layer_adjoint,
     mean_slope,
@@ -20,26 +24,32 @@ from .adjoint import (
     signal_nodes,
     start_slopes,
 )
-from .base import Border, Gradients, LayerLike, Nodes, Tape, Traces, map_inputs, sum_to_shape
-from .input_trace import InputTraces, advance_own, own_carry, start_own
-
-
-class EligibilityMatrices(NamedTuple):
-    """E_h = q_h E_h + psi_t * dp_t/dparameter, one for each node h of the signal; None where that is no parameter."""
-
-    weight: Tensor | None  # (B, H, m, n)
-    recurrent: Tensor | None  # (B, H, m, m)
-    bias: Tensor | None  # (B, H, m)
-    beta: Tensor | None  # (B, H, m)
-    threshold: Tensor | None  # (B, H, m)
-    slopes: SlopeTraces
+from .base import (
+    MATRICES,
+    Border,
+    Gradients,
+    LayerLike,
+    Nodes,
+    Tape,
+    Traces,
+    map_inputs,
+    map_tensors,
+    own_parameters,
+    sum_to_shape,
+)
+from .input_trace import OwnTraces, advance_own, carried_by, own_carry, start_own, written
 
 
 class EligibilityTraces(NamedTuple):
-    """Traces of Eligibility."""
+    """Traces of Eligibility.
 
-    own: InputTraces
-    signal: EligibilityMatrices | None  # None where nothing reaches the layer's outputs from the time before
+    The matrices E_h = q_h E_h + psi_t * dp_t/dparameter, one for each node h of the signal: "weight" (B, H, m, n),
+    "recurrent" (B, H, m, m), others (B, H, m).
+    """
+
+    own: OwnTraces
+    matrices: dict[str, Tensor]  # empty where nothing reaches the layer's outputs from the time before
+    slopes: SlopeTraces | None  # None there
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,107 +99,108 @@ class Eligibility(AdjointRule):
         """Zeros."""
         own = start_own(layer, lanes, nodes)
         signal = signal_nodes(layer, nodes, self.hops)
-        slopes = start_slopes(layer, lanes, signal)
-        if signal is None or slopes is None:
-            return EligibilityTraces(own, None)
-        h, m = len(signal), layer.out_features
-
-        def zeros(name: str, *shape: int) -> Tensor | None:
-            return layer.zeros(lanes, h, m, *shape) if layer.learns(name) else None
-
-        matrices = EligibilityMatrices(
-            weight=zeros("weight", layer.in_features),
-            recurrent=zeros("recurrent", m),
-            bias=zeros("bias"),
-            beta=zeros("beta"),
-            threshold=zeros("threshold"),
-            slopes=slopes,
-        )
-        return EligibilityTraces(own, matrices)
+        if signal is None:
+            return EligibilityTraces(own, {}, None)
+        if not layer.dense:
+            raise ValueError(
+                f"Eligibility: expected {layer.neuron.name} to have a weight for each input and neuron where layers "
+                f"above hand credit down, got weights that many neurons share, as those of a convolution, for which it "
+                f"would keep its positions times its fan-in. Give this layer rule=MeanField(), or InputTrace() with a "
+                f"longer horizon."
+            )
+        sources = {"weight": (layer.in_features,), "recurrent": (layer.out_features,)}
+        names = [*MATRICES, "bias", *own_parameters(layer, layer.learns)]
+        matrices = {
+            name: layer.zeros(lanes, len(signal), layer.out_features, *sources.get(name, ()))
+            for name in names
+            if layer.learns(name)
+        }
+        return EligibilityTraces(own, matrices, start_slopes(layer, lanes, signal))
 
     def advance(self, layer: LayerLike, traces: Traces, tape: Tape) -> EligibilityTraces:
         """One window further: the reverse scan with the probes `ls_t = q_h^(K-t)`, not summed over lanes."""
         old = cast(EligibilityTraces, traces)
         own = advance_own(layer, old.own, tape)
         signal = signal_nodes(layer, tape.nodes, self.hops)
-        if old.signal is None or signal is None:
-            return EligibilityTraces(own, None)
-        steps = len(tape.x)
-        lags = torch.arange(steps - 1, -1, -1, dtype=signal.dtype, device=signal.device)
-        probe = layer.neuron.probe(tape, (signal ** lags[:, None]).to(tape.x.dtype))
-        decay = (signal**steps).to(tape.x.dtype)[:, None]
-        a_0: Tensor = probe.leftover.mem
+        if old.slopes is None or signal is None:
+            return EligibilityTraces(own, {}, None)
+        probe = _probe(layer, tape, signal)
+        leftover: Any = probe.leftover
+        decay = (signal ** len(tape.x)).to(tape.x.dtype)[:, None]
+        matrices = {}
         inputs = map_inputs(layer, tape)
-        kernels = None
-        if tape.values.beta.numel() > 1:
-            kernels = layer.bank(tape.nodes.own, tape.nodes.above, tape.values.beta).kernels.to(a_0.dtype)
-
-        def matrix(name: str) -> Tensor | None:
-            before, z_0 = getattr(old.signal, name), getattr(old.own, name)
-            return None if before is None else _advance_matrix(before, probe.g, inputs[name], a_0, z_0, decay, kernels)
-
-        def vector(name: str, added: Tensor | None) -> Tensor | None:
-            before, z_0 = getattr(old.signal, name), getattr(old.own, name)
-            if before is None or added is None:
-                return None
-            after: Tensor = decay * before + (added + a_0 * z_0).transpose(0, 1)
-            return after
-
-        return EligibilityTraces(
-            own,
-            EligibilityMatrices(
-                weight=matrix("weight"),
-                recurrent=matrix("recurrent"),
-                bias=vector("bias", probe.g.sum(0)),
-                beta=vector("beta", probe.beta),
-                threshold=vector("threshold", probe.threshold),
-                slopes=cast(SlopeTraces, advance_slopes(layer, old.signal.slopes, tape, signal)),
-            ),
-        )
+        if inputs:
+            at_border = written(layer, faded_leftover(leftover, old.own), tape.nodes, tape.values)
+            for name, taken in inputs.items():
+                matrices[name] = _advance_matrix(old.matrices[name], probe.g, taken, at_border, old.own[name], decay)
+        added = probe.own | ({"bias": probe.g.sum(0)} if "bias" in old.own else {})
+        for name, within in added.items():
+            chain = layer.neuron.chain(tape.values, "input" if name == "bias" else name)
+            carried = within + carried_by(leftover, old.own[name], chain)
+            matrices[name] = decay * old.matrices[name] + carried.transpose(0, 1)
+        return EligibilityTraces(own, matrices, advance_slopes(layer, old.slopes, tape, signal))
 
     def carry(self, layer: LayerLike, traces: Traces, border: Border, wanted: bool) -> tuple[Gradients, Tensor | None]:
         """`a_0` times the own traces, and the signal times the eligibility matrices; hands down `W^T Lambda`."""
         past = cast(EligibilityTraces, traces)
         gradients = own_carry(layer, past.own, border)
-        slopes = None if past.signal is None else past.signal.slopes
+        border = faded(border, past.own)
         if (wanted and not self.only_own) or is_recurrent(layer, self.hops):
             check_integrators("Eligibility", layer, signal_nodes(layer, border.nodes, self.hops))
-            adjoint = layer_adjoint(layer, border, mean_slope(slopes), self.hops)
+            adjoint = layer_adjoint(layer, border, mean_slope(past.slopes), self.hops)
             signal = adjoint.signal
         else:
             adjoint, signal = None, border.above
-        values = layer.values()
-        if past.signal is not None and signal is not None:
-            for name in ("weight", "recurrent"):
-                if layer.wants(name):
-                    gradients[name] += torch.einsum("bhm,bhmn->mn", signal, getattr(past.signal, name))
-            for name, parameter in (("bias", None), ("beta", values.beta), ("threshold", values.threshold)):
-                if layer.wants(name):
-                    per_lane = (signal * getattr(past.signal, name)).sum(1)
-                    gradients[name] += per_lane.sum(0) if parameter is None else sum_to_shape(per_lane, parameter)
+        if signal is not None:
+            self._add_signal(layer, gradients, signal, past.matrices)
         if not wanted:
             return gradients, None
-        handed = own_part(layer, border) if adjoint is None or self.paths == "own" else adjoint.own
+        handed = own_part(layer, border) if adjoint is None or self.paths == "own" else adjoint.current
         return gradients, layer.transpose(handed)
 
+    def _add_signal(
+        self, layer: LayerLike, gradients: Gradients, signal: Tensor, matrices: Mapping[str, Tensor]
+    ) -> None:
+        """`sum_h R_h * E_h`."""
+        values = layer.values()
+        for name, matrix in matrices.items():
+            if not layer.wants(name):
+                continue
+            if name in MATRICES:
+                gradients[name] += torch.einsum("bhm,bhmn->mn", signal, matrix)
+                continue
+            per_lane = (signal * matrix).sum(1)
+            gradients[name] += per_lane.sum(0) if name == "bias" else sum_to_shape(per_lane, values[name])
 
-def _advance_matrix(
-    before: Tensor, g: Tensor, inputs: Tensor, a_0: Tensor, z_0: Tensor, decay: Tensor, kernels: Tensor | None
-) -> Tensor:
-    """`q_h^K E_h + sum_t g_t x_t^T + a_0 Z_0^T` for each lane, as one batched product.
+
+def _probe(layer: LayerLike, tape: Tape, signal: Tensor) -> Reverse:
+    """The reverse scan for the signals `q_h^(K-t)`, each the same for all neurons, recurrent weights left out.
+
+    Its results have H before B.
+    """
+    lags = torch.arange(len(tape.x) - 1, -1, -1, dtype=signal.dtype, device=signal.device)
+    probes = (signal ** lags[:, None]).to(tape.x.dtype)[:, :, None, None]
+    widened = tape._replace(
+        record=map_tensors(lambda steps: steps[:, None], tape.record),
+        start=map_tensors(lambda state: state[None], tape.start),
+        values={name: value for name, value in tape.values.items() if name != "recurrent"},
+    )
+    return layer.neuron.reverse(widened, probes, own_parameters(layer, layer.learns))
+
+
+def _advance_matrix(before: Tensor, g: Tensor, taken: Tensor, at_border: Tensor, past: Tensor, decay: Tensor) -> Tensor:
+    """`q_h^K E_h + sum_t g_t x_t^T + dL/dstate_0 Z_0^T` for each lane, as one batched product.
 
     Args:
         before: (B, H, m, n) E_h before the window.
         g: (K, H, B, m) from the probes.
-        inputs: (K, B, n).
-        a_0: (H, B, m) left over of the probes.
-        z_0: (B, G, n) the layer's own traces before the window.
+        taken: (K, B, n) the inputs.
+        at_border: (H, B, G, m) what is left over of the probes, as it is written in the traces.
+        past: (B, G, n) the layer's own traces before the window.
         decay: (H, 1) q_h^K.
-        kernels: (m, G) C; None where the layer has one beta.
     """
     lanes, h, m, n = before.shape
-    written = a_0[None] if kernels is None else a_0[None] * kernels.t()[:, None, None]
-    rows = torch.cat([g, written]).permute(2, 1, 3, 0).reshape(lanes, h * m, -1)
-    columns = torch.cat([inputs.transpose(0, 1), z_0], 1)
+    rows = torch.cat([g.permute(2, 1, 3, 0), at_border.permute(1, 0, 3, 2)], -1).reshape(lanes, h * m, -1)
+    columns = torch.cat([taken.transpose(0, 1), past], 1)
     kept = (before * decay[..., None]).view(lanes, h * m, n)
     return torch.baddbmm(kept, rows, columns).view(lanes, h, m, n)

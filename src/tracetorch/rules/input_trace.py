@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from ..functional import trace
-from .adjoint import BankRule, own_part
+from ..functional.scan import Values
+from ..functional.trace import Stage
+from .adjoint import (
+    BankRule,
+    advance_survival,
+    are_nodes,
+    continued,
+    faded,
+    faded_leftover,
+    is_shared,
+    own_part,
+    start_survival,
+)
 from .base import (
+    MATRICES,
     Border,
     Gradients,
     LayerLike,
@@ -19,77 +34,85 @@ from .base import (
     Traces,
     map_gradients,
     map_inputs,
+    own_parameters,
     sum_to_shape,
 )
 
+OwnTraces = dict[str, Tensor]
+"""The derivatives of a layer's state with respect to its parameters, spikes held fixed, for those that it learns.
 
-class InputTraces(NamedTuple):
-    """The derivatives of a layer's membrane with respect to its parameters; None where that is no parameter."""
+    "weight"      (B, S, n)  of the S stages of the input's chain, such as Z_t = beta * Z_{t-1} + x_t; where neurons
+                             have decays of their own: (B, G, n) of the input alone, with the decays of the nodes
+    "recurrent"   (B, S, m)  likewise of s_{t-1}
+    "bias"        (B, S, 1)  likewise of 1; (B, S, m) where it is another number for each neuron
+    others        (B, S, m)  of the stages that the parameter has a part in
+    "survival"    (B, 2, m)  see `rules.adjoint.start_survival`
+"""
 
-    weight: Tensor | None  # (B, G, n)  Z_t = q_g * Z_{t-1} + x_t; with one beta per layer, q = beta alone
-    recurrent: Tensor | None  # (B, G, m)  likewise of s_{t-1}
-    bias: Tensor | None  # (B, 1) or (B, m)  N_t = beta * N_{t-1} + 1
-    beta: Tensor | None  # (B, m)  beta * Zbeta_{t-1} + v_{t-1}
-    threshold: Tensor | None  # (B, m)  beta * Ztheta_{t-1} - s_t
 
-
-def start_own(layer: LayerLike, lanes: int, nodes: Nodes) -> InputTraces:
+def start_own(layer: LayerLike, lanes: int, nodes: Nodes) -> OwnTraces:
     """The traces of lanes that have seen nothing."""
-    beta = layer.values().beta
-    exponentials = 1 if beta.numel() == 1 else len(nodes.own)
-
-    def zeros(name: str, *shape: int) -> Tensor | None:
-        return layer.zeros(lanes, *shape) if layer.learns(name) else None
-
-    return InputTraces(
-        weight=zeros("weight", exponentials, layer.in_features),
-        recurrent=zeros("recurrent", exponentials, layer.out_features),
-        bias=zeros("bias", beta.numel()),
-        beta=zeros("beta", layer.out_features),
-        threshold=zeros("threshold", layer.out_features),
-    )
-
-
-def advance_own(layer: LayerLike, old: InputTraces, tape: Tape) -> InputTraces:
-    """The traces one window further, with the membranes' own decays."""
-    beta = tape.values.beta
-    inputs = map_inputs(layer, tape)
-
-    def banked(name: str, before: Tensor | None) -> Tensor | None:
-        return None if before is None else trace.advance_bank(before, inputs[name], own_decays(tape))
-
-    def driven(name: str, before: Tensor | None) -> Tensor | None:
-        return None if before is None else trace.advance(before, layer.neuron.drive(tape, name), beta)
-
-    return InputTraces(
-        weight=banked("weight", old.weight),
-        recurrent=banked("recurrent", old.recurrent),
-        bias=None if old.bias is None else trace.advance_ones(old.bias, len(tape.x), beta.reshape(old.bias.shape[1:])),
-        beta=driven("beta", old.beta),
-        threshold=driven("threshold", old.threshold),
-    )
+    neuron, values = layer.neuron, layer.values()
+    chain = neuron.chain(values, "input")
+    stages = len(chain) if is_shared(chain) else len(nodes.own)
+    one_number = is_shared(chain) and not neuron.resets_to_zero
+    sizes = {
+        "weight": (stages, layer.in_features),
+        "recurrent": (stages, layer.out_features),
+        "bias": (len(chain), 1 if one_number else layer.out_features),
+    }
+    for name in own_parameters(layer, layer.learns):
+        sizes[name] = (len(neuron.chain(values, name)), layer.out_features)
+    traces = {name: layer.zeros(lanes, *size) for name, size in sizes.items() if layer.learns(name)}
+    return traces | start_survival(layer, lanes)
 
 
-def own_decays(tape: Tape) -> Tensor:
-    """The decays of the traces in the bank, (G,) float64: the layer's one beta, or the nodes."""
-    beta = tape.values.beta
-    return beta.double().reshape(1) if beta.numel() == 1 else tape.nodes.own
+def advance_own(layer: LayerLike, old: OwnTraces, tape: Tape) -> OwnTraces:
+    """The traces one window further, with the values that its steps were run with."""
+    neuron, values = layer.neuron, tape.values
+    kept = neuron.silent(tape) if neuron.resets_to_zero else None
+    chain = neuron.chain(values, "input")
+    new = advance_survival(layer, old, tape)
+    for name, taken in map_inputs(layer, tape).items():
+        if is_shared(chain):
+            new[name] = trace.advance_chain(old[name], taken, chain)
+        else:
+            new[name] = trace.advance_bank(old[name], taken, tape.nodes.own)
+    if "bias" in old:
+        ones = old["bias"].new_ones(len(tape.x), 1, 1).expand(-1, *old["bias"][:, 0].shape)
+        new["bias"] = trace.advance_chain(old["bias"], ones, chain, kept)
+    for name in own_parameters(layer, layer.learns):
+        own = neuron.chain(values, name)
+        ends = own[-1].state == chain[-1].state
+        new[name] = trace.advance_chain(old[name], neuron.drive(tape, name), own, kept if ends else None)
+    return new
 
 
-def own_carry(layer: LayerLike, past: InputTraces, border: Border) -> Gradients:
-    """`a_0` times the layer's own traces: with a bank, `sum_g (C_ig a_0) Z_g^T`."""
-    a_0: Tensor = border.leftover.mem
-    values = layer.values()
-    inputs = {name: z for name, z in (("weight", past.weight), ("recurrent", past.recurrent)) if z is not None}
-    written = a_0[:, None] if values.beta.numel() == 1 else own_part(layer, border)
-    gradients = map_gradients(layer, inputs, written)
-    if layer.wants("bias") and past.bias is not None:
-        gradients["bias"] = (a_0 * past.bias).sum(0)
-    if layer.wants("beta") and past.beta is not None:
-        gradients["beta"] = sum_to_shape(a_0 * past.beta, values.beta)
-    if layer.wants("threshold") and past.threshold is not None:
-        gradients["threshold"] = sum_to_shape(a_0 * past.threshold, values.threshold)
+def own_carry(layer: LayerLike, past: OwnTraces, border: Border) -> Gradients:
+    """dL/dstate times the layer's own traces; the matrices' do not know of resets to zero, see `faded`."""
+    values, leftover = layer.values(), border.leftover
+    inputs = {name: past[name] for name in MATRICES if name in past}
+    gradients = map_gradients(layer, inputs, written(layer, faded_leftover(leftover, past), border.nodes, values))
+    if layer.wants("bias"):
+        gradients["bias"] = carried_by(leftover, past["bias"], layer.neuron.chain(values, "input")).sum(0)
+    for name in own_parameters(layer, layer.wants):
+        per_lane = carried_by(leftover, past[name], layer.neuron.chain(values, name))
+        gradients[name] = sum_to_shape(per_lane, values[name])
     return gradients
+
+
+def carried_by(leftover: Any, traces: Tensor, chain: tuple[Stage, ...]) -> Tensor:
+    """`sum_s dL/dstate^s Z^s`, (B, m)."""
+    stages: Iterator[Tensor] = (getattr(leftover, stage.state) * traces[:, s] for s, stage in enumerate(chain))
+    return sum(stages, next(stages))
+
+
+def written(layer: LayerLike, leftover: Any, nodes: Nodes, values: Values) -> Tensor:
+    """dL/dstate (..., m) in the exponentials or stages of the matrices' traces: (..., G or S, m)."""
+    chain = layer.neuron.chain(values, "input")
+    if is_shared(chain):
+        return torch.stack([getattr(leftover, stage.state) for stage in chain], -2)
+    return continued(layer, leftover, nodes, values)[1].to(leftover.mem.dtype)
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,21 +148,23 @@ class InputTrace(BankRule):
 
     def grid(self, layer: LayerLike, above: Tensor | None, decays: ModelDecays) -> Tensor | None:  # noqa: ARG002
         """A bank where the layer has a beta per neuron."""
-        beta = layer.values().beta
-        if beta.numel() == 1:
+        chain = layer.neuron.chain(layer.values(), "input")
+        if are_nodes(chain):
             return None
-        edges = sorted({0.0, 1.0} & {*beta.tolist()})
-        return self._spaced(decays, edges, (1.5, 2.5) if layer.learns("beta") else (1.0, 1.0))
+        edges = {0.0, 1.0} & {decay for stage in chain for decay in stage.decay.reshape(-1).tolist()}
+        steady = len(chain) == 1 and not layer.learns(chain[0].parameter)
+        return self._spaced(decays, sorted(edges), (1.0, 1.0) if steady else (1.5, 2.5))
 
-    def start(self, layer: LayerLike, lanes: int, nodes: Nodes) -> InputTraces:
+    def start(self, layer: LayerLike, lanes: int, nodes: Nodes) -> OwnTraces:
         """Zeros."""
         return start_own(layer, lanes, nodes)
 
-    def advance(self, layer: LayerLike, traces: Traces, tape: Tape) -> InputTraces:
+    def advance(self, layer: LayerLike, traces: Traces, tape: Tape) -> OwnTraces:
         """One window further."""
-        return advance_own(layer, cast(InputTraces, traces), tape)
+        return advance_own(layer, cast(OwnTraces, traces), tape)
 
     def carry(self, layer: LayerLike, traces: Traces, border: Border, wanted: bool) -> tuple[Gradients, Tensor | None]:
         """`a_0` times the layer's own traces; hands down `W^T C a_0`."""
-        below = layer.transpose(own_part(layer, border)) if wanted else None
-        return own_carry(layer, cast(InputTraces, traces), border), below
+        past = cast(OwnTraces, traces)
+        below = layer.transpose(own_part(layer, faded(border, past))) if wanted else None
+        return own_carry(layer, past, border), below

@@ -12,15 +12,19 @@ from .adjoint import (
     AdjointRule,
     SlopeTraces,
     advance_slopes,
+    advance_survival,
     check_integrators,
+    faded,
     is_recurrent,
     layer_adjoint,
     mean_slope,
     own_part,
     signal_nodes,
     start_slopes,
+    start_survival,
 )
 from .base import (
+    MATRICES,
     Border,
     Gradients,
     LayerLike,
@@ -30,20 +34,17 @@ from .base import (
     Traces,
     map_gradients,
     map_inputs,
+    own_parameters,
     sum_to_shape,
 )
 
 
 class MeanFieldTraces(NamedTuple):
-    """Traces of MeanField; None where there is no such parameter, or no signal."""
+    """Traces of MeanField."""
 
-    weight: Tensor | None  # (B, G, n) of x_t
-    recurrent: Tensor | None  # (B, G, m) of s_{t-1}
-    bias: Tensor | None  # (B, G, 1) of 1
-    beta: Tensor | None  # (B, G, m) of v_{t-1}
-    threshold: Tensor | None  # (B, G, m) of -s_t
-    slopes: SlopeTraces | None
-    unfired: Tensor | None  # (B, H, m) of psi_t (1 - s_t), where theta is learned
+    drives: dict[str, Tensor]  # (B, G, ...) of x_t as "weight", s_{t-1} as "recurrent", 1, and each parameter's drive
+    slopes: SlopeTraces | None  # None where there is no signal
+    slope_drives: dict[str, Tensor]  # (B, H, m) of what psi makes of the signal, such as -psi_t (1 - s_t) for theta
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,67 +97,66 @@ class MeanField(AdjointRule):
         """Zeros."""
         signal = signal_nodes(layer, nodes, self.hops)
         g, m = len(nodes.own), layer.out_features
-
-        def zeros(name: str, width: int) -> Tensor | None:
-            return layer.zeros(lanes, g, width) if layer.learns(name) else None
-
+        widths = {"weight": layer.in_features, "recurrent": m, "bias": 1} | dict.fromkeys(self._parameters(layer), m)
         return MeanFieldTraces(
-            weight=zeros("weight", layer.in_features),
-            recurrent=zeros("recurrent", m),
-            bias=zeros("bias", 1),
-            beta=zeros("beta", m),
-            threshold=zeros("threshold", m),
-            slopes=start_slopes(layer, lanes, signal),
-            unfired=layer.zeros(lanes, len(signal), m) if signal is not None and layer.learns("threshold") else None,
+            {name: layer.zeros(lanes, g, width) for name, width in widths.items() if layer.learns(name)}
+            | start_survival(layer, lanes),
+            start_slopes(layer, lanes, signal),
+            {
+                name: layer.zeros(lanes, len(signal), m)
+                for name in self._parameters(layer)
+                if signal is not None and name in layer.neuron.direct
+            },
         )
 
     def advance(self, layer: LayerLike, traces: Traces, tape: Tape) -> MeanFieldTraces:
         """One window further."""
         old = cast(MeanFieldTraces, traces)
         own, signal = tape.nodes.own, signal_nodes(layer, tape.nodes, self.hops)
-        inputs = map_inputs(layer, tape)
-
-        def advanced(name: str) -> Tensor | None:
-            before = getattr(old, name)
-            if before is None:
-                return None
-            if name == "bias":
-                drive = before.new_ones(len(tape.x), 1, 1)
-            else:
-                drive = inputs[name] if name in inputs else layer.neuron.drive(tape, name)
-            return trace.advance_bank(before, drive, own)
-
-        unfired = None
-        if old.unfired is not None and signal is not None:
-            psi = layer.neuron.slope(tape)
-            assert psi is not None
-            unfired = trace.advance_bank(old.unfired, psi * (1 - layer.neuron.output(tape)), signal)
+        drives = map_inputs(layer, tape)
+        if "bias" in old.drives:
+            drives["bias"] = tape.x.new_ones(len(tape.x), 1, 1)
+        for name in self._parameters(layer):
+            drives[name] = layer.neuron.drive(tape, name)
+        slope_drives = {}
+        for name, before in old.slope_drives.items():
+            assert signal is not None
+            slope_drives[name] = trace.advance_bank(before, layer.neuron.slope_drive(tape, name), signal)
         return MeanFieldTraces(
-            weight=advanced("weight"),
-            recurrent=advanced("recurrent"),
-            bias=advanced("bias"),
-            beta=advanced("beta"),
-            threshold=advanced("threshold"),
-            slopes=advance_slopes(layer, old.slopes, tape, signal),
-            unfired=unfired,
+            {name: trace.advance_bank(old.drives[name], drive, own) for name, drive in drives.items()}
+            | advance_survival(layer, old.drives, tape),
+            advance_slopes(layer, old.slopes, tape, signal),
+            slope_drives,
         )
+
+    def _parameters(self, layer: LayerLike) -> list[str]:
+        """The neuron's own learned parameters whose chain ends in the membrane."""
+        chain = layer.neuron.chain(layer.values(), "input")
+        return [
+            name
+            for name in own_parameters(layer, layer.learns)
+            if layer.neuron.chain(layer.values(), name)[-1].state == chain[-1].state
+        ]
 
     def carry(self, layer: LayerLike, traces: Traces, border: Border, wanted: bool) -> tuple[Gradients, Tensor | None]:
         """The adjoint times the traces; hands down `W^T Lambda`."""
         past = cast(MeanFieldTraces, traces)
+        border = faded(border, past.drives)
         adjoint = layer_adjoint(layer, border, mean_slope(past.slopes), self.hops)
-        inputs = {name: z for name, z in (("weight", past.weight), ("recurrent", past.recurrent)) if z is not None}
-        gradients = map_gradients(layer, inputs, adjoint.own)
-        if layer.wants("bias") and past.bias is not None:
-            gradients["bias"] = (adjoint.own * past.bias).sum((0, 1))
+        gradients = map_gradients(
+            layer, {name: past.drives[name] for name in MATRICES if name in past.drives}, adjoint.current
+        )
+        if layer.wants("bias"):
+            gradients["bias"] = (adjoint.current * past.drives["bias"]).sum((0, 1))
         values = layer.values()
-        if layer.wants("beta") and past.beta is not None:
-            gradients["beta"] = sum_to_shape((adjoint.own * past.beta).sum(1), values.beta)
-        if layer.wants("threshold") and past.threshold is not None:
-            per_lane = (adjoint.own * past.threshold).sum(1)
-            if adjoint.signal is not None and past.unfired is not None:
-                per_lane = per_lane - (adjoint.signal * past.unfired).sum(1)
-            gradients["threshold"] = sum_to_shape(per_lane, values.threshold)
+        for name in self._parameters(layer):
+            if not layer.wants(name):
+                continue
+            entered = layer.neuron.chain(values, name)[0].state
+            per_lane = (adjoint.states[entered] * past.drives[name]).sum(1)
+            if adjoint.signal is not None and name in past.slope_drives:
+                per_lane = per_lane + (adjoint.signal * past.slope_drives[name]).sum(1)
+            gradients[name] = sum_to_shape(per_lane, values[name])
         if not wanted:
             return gradients, None
-        return gradients, layer.transpose(own_part(layer, border) if self.paths == "own" else adjoint.own)
+        return gradients, layer.transpose(own_part(layer, border) if self.paths == "own" else adjoint.current)

@@ -76,15 +76,21 @@ class MeanRate(Rule):
         Raises:
             ValueError: a readout has beta = 1; recurrent weights, which the estimate knows nothing of.
         """
-        values = layer.values()
-        if values.recurrent is not None:
+        values, neuron = layer.values(), layer.neuron
+        if "recurrent" in values:
             raise ValueError(
-                f"MeanRate: expected {layer.neuron.name} without recurrent weights, which the estimate of its rate "
+                f"MeanRate: expected {neuron.name} without recurrent weights, which the estimate of its rate "
                 f"leaves out, got some. Choose rule=InputTrace() for this layer."
             )
-        if values.threshold is None and bool((values.beta == 1).any()):
+        if neuron.rate(self.rate) is None:
             raise ValueError(
-                f"MeanRate: expected {layer.neuron.name} to have beta below 1, got 1, with which its average output "
+                f"MeanRate: expected a neuron whose firing rate it has an estimate of (a LIF with a subtractive reset, "
+                f"an LI, a Softmax), got {neuron.name} with others of its options. Choose rule=InputTrace() for this "
+                f"layer."
+            )
+        if not neuron.spiking and bool((values["beta"] == 1).any()):
+            raise ValueError(
+                f"MeanRate: expected {neuron.name} to have beta below 1, got 1, with which its average output "
                 f"I / (1 - beta) is infinite. Give a smaller beta, or choose rule=InputTrace() for this layer."
             )
 
@@ -107,7 +113,7 @@ class MeanRate(Rule):
         """One window further."""
         old = cast(MeanRateTraces, traces)
         steps = len(tape.x)
-        a, fixed = cast(Tensor, tape.values.decay), layer.zeros() + self.decay
+        a, fixed = cast(Tensor, tape.decay), layer.zeros() + self.decay
         return MeanRateTraces(
             inputs=trace.advance(old.inputs, tape.x, a),
             norm=None if old.norm is None else trace.advance_ones(old.norm, steps, a),
@@ -130,11 +136,12 @@ class MeanRate(Rule):
             past = segment.forget(self.advance(layer, past, segment.tape))
         tape: Tape = segments[-1].tape
         signals = [signal.sum(0) for signal in ls if signal is not None]
-        beta, threshold, a, _ = tape.values
+        beta, threshold, a = tape.values["beta"], tape.values.get("threshold"), tape.decay
         assert a is not None
         x_bar = past.inputs * (1 - a) if past.norm is None else trace.average(past.inputs, past.norm)
         current = layer.current(x_bar)
         estimate = layer.neuron.rate(self.rate)
+        assert estimate is not None
         if past.outputs is None or past.output_norm is None:
             value = estimate.value(current, beta, threshold)
         else:
@@ -149,7 +156,7 @@ class MeanRate(Rule):
         if layer.wants("beta"):
             gradients["beta"] = sum_to_shape(d.beta, beta)
         if layer.wants("threshold"):
-            gradients["threshold"] = sum_to_shape(d.threshold, threshold)
+            gradients["threshold"] = sum_to_shape(cast(Tensor, d.threshold), cast(Tensor, threshold))
         below = layer.transpose(d.current) if wanted.signal or layer.wants("decay") else None
         if layer.wants("decay"):
             assert below is not None

@@ -6,13 +6,13 @@ It shares no code with the layers' own scans and rules.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..functional.firing import Firing
 from ..nn import LI, LIF, Concat, Softmax
 from ..nn.layer import Layer
 from ..nn.online import Online
@@ -25,19 +25,18 @@ Gradients = dict[str, Tensor]
 # -- the reference -----------------------------------------------------------------------------------------------------
 
 
-class _Spike(torch.autograd.Function):
-    """A step forwards, the surrogate's slope backwards."""
+class _Slope(torch.autograd.Function):
+    """A value forwards, a slope backwards."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, spike: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.save_for_backward(u)
-        ctx.slope = slope
-        return spike(u)
+    def forward(ctx: Any, u: Tensor, value: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG004
+        ctx.save_for_backward(slope)
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (u,) = ctx.saved_tensors
-        return grads[0] * ctx.slope(u), None, None
+        (slope,) = ctx.saved_tensors
+        return grads[0] * slope, None, None
 
 
 def bptt_gradients(
@@ -59,8 +58,8 @@ def bptt_gradients(
         x: (T, B, n) input.
         ls: (T, B, m) learning signal dL/dy.
         input_gradient: also return dL/dx, as "x".
-        reset: "detached" passes no gradient through the spike that resets the membrane, as the rules do; "attached"
-            does, which is another gradient.
+        reset: "detached" passes no gradient through the spike that resets the membrane, as the rules do, but for
+            layers with reset_gradient="attached"; "attached" does in all, which is another gradient.
 
     Returns:
         The gradient of every parameter that is not frozen; zero where the output does not depend on it.
@@ -108,24 +107,50 @@ def _unroll(module: nn.Module, xs: list[Tensor], attached: bool) -> list[Tensor]
 
 
 def _unroll_lif(layer: LIF, xs: list[Tensor], attached: bool) -> list[Tensor]:
-    beta, theta = _beta(layer), _threshold(layer)
-    v = torch.zeros((), dtype=beta.dtype, device=beta.device)
+    form, firing = layer.neuron.form, copy.deepcopy(layer.firing)  # a generator of its own draws the same
+    attached = attached or form.attached
+    beta, theta = _value(layer, "beta"), _value(layer, "threshold")
+    alpha, rho, kappa = (_value(layer, name) if name in layer.values() else None for name in ("alpha", "rho", "kappa"))
+    gain = 1 - beta if form.gain == "leak" else form.gain
     u: Tensor | None = layer.recurrent_weight
     if u is not None and not layer.self_connections:
         u = u * (1 - torch.eye(len(u), dtype=u.dtype, device=u.device))
-    spikes: list[Tensor] = []
+    v = i = a = y_before = s_before = torch.zeros((), dtype=beta.dtype, device=beta.device)
+    outputs: list[Tensor] = []
     for x in xs:
-        p = beta * v + layer.synapse(x)
-        if u is not None and spikes:
-            p = p + F.linear(spikes[-1], u)
-        s = _Spike.apply(p - theta, layer.surrogate.spike, layer.surrogate.slope)  # type: ignore[no-untyped-call]
-        v = p - theta * (s if attached else s.detach())
-        spikes.append(s)
-    return spikes
+        current = layer.synapse(x)
+        if u is not None and outputs:
+            current = current + F.linear(y_before, u)
+        i = current if alpha is None else alpha * i + current
+        theta_t = theta if kappa is None else theta + kappa * a
+        p = beta * v + gain * i
+        if form.delayed:
+            p = p - theta_t * (s_before if attached else s_before.detach())
+        y, s = _fire(p - theta_t, theta_t, firing)
+        s_reset = s if attached else s.detach()
+        if form.reset == "zero":
+            v = p * (1 - s_reset)  # of neurons that fire once at most
+        elif form.reset == "none" or form.delayed:
+            v = p
+        else:
+            v = p - theta_t * s_reset
+        if rho is not None:
+            a = rho * a + s
+        y_before, s_before = y, s
+        outputs.append(y)
+    return outputs
+
+
+def _fire(u: Tensor, theta: Tensor, firing: Firing) -> tuple[Tensor, Tensor]:
+    """The output and the number of spikes, with the slopes of both."""
+    with torch.no_grad():
+        y = firing.emit(u, theta)
+        s, slope, count_slope = firing.count(y), firing.slope(u, theta), firing.count_slope(u, theta)
+    return _Slope.apply(u, y, slope), _Slope.apply(u, s, count_slope)  # type: ignore[no-untyped-call]
 
 
 def _unroll_li(layer: Layer, xs: list[Tensor]) -> list[Tensor]:
-    beta = _beta(layer)
+    beta = _value(layer, "beta")
     v = torch.zeros((), dtype=beta.dtype, device=beta.device)
     membranes = []
     for x in xs:
@@ -145,12 +170,12 @@ def _unroll_softmax(layer: Softmax, xs: list[Tensor]) -> list[Tensor]:
     return outputs
 
 
-def _beta(layer: Layer) -> Tensor:
-    return torch.sigmoid(layer.raw_beta) if layer.learns("beta") else layer.beta  # type: ignore[arg-type]
-
-
-def _threshold(layer: LIF) -> Tensor:
-    if layer.learns("threshold"):
-        return F.softplus(layer.raw_threshold)  # type: ignore[arg-type]
-    assert layer.threshold is not None
-    return layer.threshold
+def _value(layer: Layer, name: str) -> Tensor:
+    """A parameter's value as a function of the raw parameter, one per channel in the shape of a lane's output."""
+    if layer.learns(name):
+        raw = cast(Tensor, getattr(layer, f"raw_{name}"))
+        value = F.softplus(raw) if name in ("threshold", "kappa") else torch.sigmoid(raw)
+    else:
+        value = cast(Tensor, getattr(layer, name))
+    positions = [1] * (len(layer._known_shapes()[1]) - 1)
+    return value.reshape(-1, *positions) if value.ndim else value
