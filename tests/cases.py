@@ -168,3 +168,48 @@ MIXED = [
 ]
 ALL = ONE_LAYER + UNDER_A_LINEAR_HEAD + DEEP + A_BETA_PER_NEURON + RECURRENT + CONCAT
 RULES = [tt.InputTrace(), tt.Truncated(), tt.MeanField(), tt.Eligibility()]
+CONVOLUTION = [
+    Case(
+        "convolution, pooling, residual, normalised",
+        lambda rule: tt.Sequential(
+            nn.Unflatten(1, (1, 3, 3)),
+            tt.LIF(synapse=nn.Conv2d(1, 4, 2, padding=1, **F64), beta=[0.6, 0.7, 0.8, 0.9], **LEARNED, **F64),
+            nn.AvgPool2d(2),
+            tt.Residual(tt.LIF(synapse=nn.Conv2d(4, 4, 3, padding=1, groups=2, **F64), beta=0.8, **LEARNED, **F64)),
+            nn.GroupNorm(2, 4, **F64),
+            nn.Flatten(),
+            hidden(16, M),
+            rule=rule,
+        ),
+    ),
+    Case(
+        "branches of channels, one transposed",
+        lambda rule: tt.Sequential(
+            nn.Unflatten(1, (1, 3, 3)),
+            tt.Concat(
+                tt.LIF(synapse=nn.Conv2d(1, 2, 3, padding=1, **F64), beta=0.7, **LEARNED, **F64),
+                nn.Sequential(nn.MaxPool2d(3), nn.Upsample(scale_factor=3)),
+                dim=0,
+            ),
+            tt.Parallel(
+                tt.LIF(synapse=nn.ConvTranspose2d(3, 2, 2, **F64), beta=0.8, threshold=[0.5, 1.0], **LEARNED, **F64),
+                tt.LI(synapse=nn.Conv2d(3, 2, 2, padding=1, **F64), beta=0.8, **F64),
+            ),
+            nn.Flatten(),
+            tt.LI(32, M, learn_beta=True, **F64),
+            rule=rule,
+        ),
+    ),
+]
+CONTAINERS = [
+    Case(
+        "residual and parallel",
+        lambda rule: tt.Sequential(
+            tt.Residual(hidden(N, N), nn.Linear(N, N, **F64)),
+            tt.Parallel(hidden(N, M, beta=0.6), tt.Sequential(hidden(N, 4), tt.LI(4, M, **F64))),
+            tt.LI(M, M, learn_beta=True, **F64),
+            rule=rule,
+        ),
+    ),
+]
+ALL += CONVOLUTION + CONTAINERS

@@ -8,7 +8,7 @@ _checks.refuse_other_distribution()
 
 from . import encode, functional, loss, metrics, nn, rules  # noqa: E402
 from .functional import firing, surrogate  # noqa: E402
-from .nn import ALIF, IF, LI, LIF, Concat, Sequential, Softmax, Synaptic, no_learning  # noqa: E402
+from .nn import ALIF, IF, LI, LIF, Concat, Parallel, Residual, Sequential, Softmax, Synaptic, no_learning  # noqa: E402
 from .rules import Eligibility, InputTrace, MeanField, MeanRate, Truncated  # noqa: E402
 
 __version__ = "0.1.0"
@@ -33,6 +33,8 @@ __all__ = [
     "InputTrace",
     "MeanField",
     "MeanRate",
+    "Parallel",
+    "Residual",
     "Sequential",
     "Softmax",
     "Synaptic",

@@ -1,6 +1,6 @@
 """Layers and models."""
 
-from .concat import Concat
+from .branches import Concat, Parallel, Residual
 from .layer import Layer
 from .li import LI
 from .lif import ALIF, IF, LIF, Synaptic
@@ -17,6 +17,8 @@ __all__ = [
     "Concat",
     "Layer",
     "MaskedLinear",
+    "Parallel",
+    "Residual",
     "Sequential",
     "Softmax",
     "Synaptic",

@@ -107,9 +107,13 @@ class Container(Online, nn.Sequential):
         if not isinstance(index, slice):
             return super().__getitem__(index)
         modules = OrderedDict(list(self._modules.items())[index])
-        part = type(self)(modules, rule=self._given_rule, horizon=self.horizon)
+        part = self._part(modules)
         part.training, part.check_finite, part.state_limit = self.training, self.check_finite, self.state_limit
         return part
+
+    def _part(self, modules: OrderedDict[str, nn.Module]) -> Container:
+        """A model of its kind, of some of its modules."""
+        return type(self)(modules, rule=self._given_rule, horizon=self.horizon)
 
     def __setitem__(self, index: int, module: nn.Module) -> None:
         """Put a module in the place of another."""

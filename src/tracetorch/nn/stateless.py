@@ -17,6 +17,7 @@ from ..rules.base import ModelDecays, Segment, Wanted
 from .online import PartBackward, Proposal, Rescaling
 from .streaming import Call, Handed, Plans, Streaming, forked_random_numbers, stale
 
+_RESHAPING = (nn.Identity, nn.Flatten, nn.Unflatten)  # their Jacobian is the identity, in another shape
 _DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 
 
@@ -141,6 +142,8 @@ class Stateless:
         self, step: StatelessStep, signals: list[Tensor], parameters: list[nn.Parameter], signal: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The vector-Jacobian products of a window for each of the signals, and the last one's for the parameters."""
+        if type(self.module) in _RESHAPING:
+            return [vector.reshape(step.x.shape) for vector in signals if signal], []
         below: list[Tensor] = []
         gradients: list[Tensor] = []
         with torch.enable_grad(), _replayed(step.x, step.random_state), self._in_modes(step.modes):

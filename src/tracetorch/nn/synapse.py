@@ -49,8 +49,8 @@ class MaskedLinear(nn.Linear):
     Raises:
         ValueError: a mask of another shape.
 
-    >>> MaskedLinear(3, 2, torch.zeros(2, 3), bias=False)(torch.ones(3))
-    tensor([0., 0.], grad_fn=<ViewBackward0>)
+    >>> MaskedLinear(3, 2, torch.zeros(2, 3), bias=False)(torch.ones(3)).detach()
+    tensor([0., 0.])
     """
 
     mask: Tensor

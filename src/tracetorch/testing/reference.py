@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional.firing import Firing
-from ..nn import LI, LIF, Concat, Softmax
+from ..nn import LI, LIF, Concat, Parallel, Softmax
 from ..nn.layer import Layer
 from ..nn.online import Online
 from ..nn.streaming import forked_random_numbers, full_precision
@@ -91,9 +91,11 @@ def _unroll(module: nn.Module, xs: list[Tensor], attached: bool) -> list[Tensor]
         return _unroll_softmax(module, xs)
     if isinstance(module, LI):
         return _unroll_li(module, xs)
-    if isinstance(module, Concat):
-        branches = [_unroll(child, xs, attached) for child in module]
-        return [torch.cat(ys, -1) for ys in zip(*branches, strict=True)]
+    if isinstance(module, Concat | Parallel):
+        branches = zip(*[_unroll(child, xs, attached) for child in module], strict=True)
+        if isinstance(module, Parallel):
+            return [torch.stack(ys).sum(0) for ys in branches]
+        return [torch.cat(ys, module.dim if module.dim < 0 else module.dim + 1) for ys in branches]
     if isinstance(module, Online) and isinstance(module, nn.Sequential):
         for child in module:
             xs = _unroll(child, xs, attached)
