@@ -147,11 +147,21 @@ def test_input_trace_is_exact_with_any_window(neuron: str, synapse: str, window:
     equals_bptt(*problem(lambda: layer(neuron, synapse), SYNAPSES[synapse][1]), window)
 
 
-@pytest.mark.parametrize("neuron", CARRIED)
-def test_eligibility_is_exact_under_a_readout(neuron: str) -> None:
+@pytest.mark.parametrize(
+    ("neuron", "synapse"),
+    [(neuron, "Linear") for neuron in CARRIED] + [("soft", s) for s in SYNAPSES if "Transpose" not in s],
+)
+def test_eligibility_is_exact_under_a_readout(neuron: str, synapse: str) -> None:
     readout = {"beta": 0.95, "learn_beta": True} | F64
-    build = lambda: tt.Sequential(layer(neuron), tt.LI(6, 3, **readout), rule=tt.Eligibility())  # noqa: E731
-    equals_bptt(*problem(build, (9,)), 4)
+    shape = SYNAPSES[synapse][1]
+
+    def build() -> Online:
+        first = layer(neuron, synapse)
+        width = first(torch.zeros(1, *shape, **F64)).numel()
+        first.reset()
+        return tt.Sequential(first, nn.Flatten(), tt.LI(width, 3, **readout), rule=tt.Eligibility())
+
+    equals_bptt(*problem(build, shape), 4)
 
 
 @pytest.mark.parametrize("neuron", NEURONS)

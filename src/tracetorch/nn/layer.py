@@ -364,9 +364,20 @@ class Layer(Online):
         return x.reshape(*g.shape[:-1], -1)
 
     @property
-    def dense(self) -> bool:
-        """Whether each weight joins one input to one neuron."""
-        return self.weight.shape == (self.out_features, self.in_features)
+    def fan_in(self) -> int | None:
+        """How many weights a neuron has; None where it is not known which inputs they take."""
+        synapse = self._synapse
+        return None if synapse.patches is None else self.weight.numel() // synapse.channels
+
+    def patches(self, x: Tensor) -> Tensor:
+        """(..., n) -> (..., m, F): what each neuron's weights take; (..., 1, F) where it is the same for all."""
+        of_rows = cast(Callable[[nn.Module, Tensor], Tensor], self._synapse.patches)
+        rows = of_rows(self.synapse, x.reshape(-1, *self._known_shapes()[0]))
+        return rows.reshape(*x.shape[:-1], *rows.shape[1:])
+
+    def fold(self, matrix: Tensor) -> Tensor:
+        """A gradient (m, F) of each neuron's weights as that of the layer's."""
+        return self._synapse.fold(matrix)
 
     def zeros(self, *shape: int) -> Tensor:
         """Zeros with the weights' dtype and device."""

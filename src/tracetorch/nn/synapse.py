@@ -33,6 +33,8 @@ class SynapseOperations(NamedTuple):
     input_shape: Callable[[Any], tuple[int | None, ...]]  # module -> in, None for what any size will do
     channel_dim: int | None = 0  # where the weight counts the C output channels; None: C / groups of them, at 1
     fan_in: Callable[[Any], float] | None = None  # module -> how many inputs one output sums; default weight / C
+    patches: Callable[[Any, Tensor], Tensor] | None = None  # see `Synapse.patches`; None: not known
+    fold: Callable[[Any, Tensor], Tensor] | None = None  # see `Synapse.fold`; None: each neuron has its own
 
 
 class MaskedLinear(nn.Linear):
@@ -84,7 +86,13 @@ def _linear_transpose(module: nn.Linear, weight: Tensor, g: Tensor, shape: tuple
     return g @ weight
 
 
-_LINEAR = SynapseOperations(_linear_gradient, _linear_transpose, lambda module: (module.in_features,))
+def _linear_patches(module: nn.Linear, x: Tensor) -> Tensor:  # noqa: ARG001
+    return x[:, None]
+
+
+_LINEAR = SynapseOperations(
+    _linear_gradient, _linear_transpose, lambda module: (module.in_features,), patches=_linear_patches
+)
 
 
 def _convolution_backward(
@@ -134,7 +142,29 @@ def _transposed_fan_in(module: Any) -> float:
     return float(module.in_channels / module.groups * max(1.0, taps))
 
 
-_CONVOLUTION = SynapseOperations(_convolution_gradient, _convolution_transpose, _convolution_input)
+def _convolution_patches(module: Any, x: Tensor) -> Tensor:
+    """(R, *in) -> (R, m, F): a convolution with kernels that are 1 in one place each."""
+    taps, groups = module.weight[0].numel(), module.groups
+    ones = torch.eye(taps, dtype=x.dtype, device=x.device).view(taps, *module.weight.shape[1:])
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[len(module.kernel_size) - 1]
+    kernels = ones.repeat(groups, *[1] * (x.ndim - 1))
+    found = convolve(x, kernels, None, module.stride, _padding(module), module.dilation, groups)
+    found = found.view(len(x), groups, 1, taps, -1).transpose(3, 4)  # the same for all channels of a group
+    return found.expand(-1, -1, module.out_channels // groups, -1, -1).reshape(len(x), -1, taps)
+
+
+def _convolution_fold(module: Any, matrix: Tensor) -> Tensor:
+    """(m, F) -> the weight's shape: a sum over positions."""
+    return matrix.view(module.out_channels, -1, matrix.shape[-1]).sum(1).view_as(module.weight)
+
+
+_CONVOLUTION = SynapseOperations(
+    _convolution_gradient,
+    _convolution_transpose,
+    _convolution_input,
+    patches=_convolution_patches,
+    fold=_convolution_fold,
+)
 _TRANSPOSED = SynapseOperations(
     _convolution_gradient, _convolution_transpose, _convolution_input, None, _transposed_fan_in
 )
@@ -144,6 +174,7 @@ _OPERATIONS: dict[type[nn.Module], SynapseOperations] = {
     MaskedLinear: _LINEAR._replace(
         weight_gradient=lambda module, x, g: (g.t() @ x) * module.mask,
         transpose=lambda module, weight, g, _: g @ (weight * module.mask),
+        fold=lambda module, matrix: matrix * module.mask,
     ),
     nn.Conv1d: _CONVOLUTION,
     nn.Conv2d: _CONVOLUTION,
@@ -260,6 +291,15 @@ class Synapse:
             return (self.channels,)
         with torch.no_grad():
             return tuple(self.module(self.weight.new_zeros(1, *shape)).shape[1:])
+
+    @property
+    def patches(self) -> Callable[[Any, Tensor], Tensor] | None:
+        """module, x (R, *in) -> (R, m, F): what each neuron's F weights take; (R, 1, F): the same."""
+        return self.operations.patches
+
+    def fold(self, matrix: Tensor) -> Tensor:
+        """A gradient (m, F) of each neuron's weights as that of the weight: summed over neurons that share it."""
+        return matrix if self.operations.fold is None else self.operations.fold(self.module, matrix)
 
     def per_channel(self, factors: Tensor) -> Tensor:
         """Factors (C,) in a shape that multiplies the weight."""

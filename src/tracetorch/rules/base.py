@@ -165,8 +165,14 @@ class LayerLike(Protocol):
         """dL/dx for dL/dI: (..., m) -> (..., n); through a fixed random matrix where the rule's feedback is that."""
 
     @property
-    def dense(self) -> bool:
-        """Whether each weight joins one input to one neuron, as those of a convolution do not."""
+    def fan_in(self) -> int | None:
+        """How many weights F a neuron has; None where it is not known which inputs they take."""
+
+    def patches(self, x: Tensor) -> Tensor:
+        """(..., n) -> (..., m, F): what each neuron's weights take; (..., 1, F) where it is the same for all."""
+
+    def fold(self, matrix: Tensor) -> Tensor:
+        """A gradient (m, F) of each neuron's weights as that of the layer's: summed where neurons share them."""
 
     def zeros(self, *shape: int) -> Tensor:
         """Zeros with the layer's dtype and device."""

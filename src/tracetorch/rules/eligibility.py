@@ -80,15 +80,18 @@ class Eligibility(AdjointRule):
             when a stream begins: from the shortest / 1.5 to 2.5 times the longest.
         hops: how often the adjoint before the border passes through recurrent weights; 0 leaves them out.
         paths: which of its adjoint a layer hands down: "all", or its "own" membranes' part alone.
+        limit: bytes that the matrices of a convolution may take, which are its positions times its weights.
         feedback: "symmetric", or "random" for a fixed random matrix in place of W^T (see `Rule`).
 
     Raises:
-        ValueError: when a stream begins: a Softmax below other layers. At backward: a perfect integrator that feeds
-            another and has layers below.
+        ValueError: when a stream begins: a Softmax below other layers; a convolution above the limit. At backward: a
+            perfect integrator that feeds another and has layers below.
 
     >>> Eligibility(nodes=4)
     Eligibility(nodes=4)
     """
+
+    limit: int = 2**30
 
     @property
     def only_own(self) -> bool:
@@ -101,21 +104,32 @@ class Eligibility(AdjointRule):
         signal = signal_nodes(layer, nodes, self.hops)
         if signal is None:
             return EligibilityTraces(own, {}, None)
-        if not layer.dense:
-            raise ValueError(
-                f"Eligibility: expected {layer.neuron.name} to have a weight for each input and neuron where layers "
-                f"above hand credit down, got weights that many neurons share, as those of a convolution, for which it "
-                f"would keep its positions times its fan-in. Give this layer rule=MeanField(), or InputTrace() with a "
-                f"longer horizon."
-            )
-        sources = {"weight": (layer.in_features,), "recurrent": (layer.out_features,)}
+        sources = {"weight": self._weights_of_a_neuron(layer, lanes * len(signal)), "recurrent": layer.out_features}
         names = [*MATRICES, "bias", *own_parameters(layer, layer.learns)]
         matrices = {
-            name: layer.zeros(lanes, len(signal), layer.out_features, *sources.get(name, ()))
+            name: layer.zeros(lanes, len(signal), layer.out_features, *([sources[name]] if name in sources else []))
             for name in names
             if layer.learns(name)
         }
         return EligibilityTraces(own, matrices, start_slopes(layer, lanes, signal))
+
+    def _weights_of_a_neuron(self, layer: LayerLike, copies: int) -> int:
+        """F, where as many numbers may be kept for each neuron."""
+        kept = layer.fan_in
+        if kept is None:
+            raise ValueError(
+                f"Eligibility: expected {layer.neuron.name} to have a synapse of which it is known which inputs each "
+                f"neuron takes (a Linear or a convolution), got another. Give this layer rule=MeanField(), or "
+                f"InputTrace() with a horizon."
+            )
+        size = copies * layer.out_features * kept * layer.zeros().element_size()
+        if kept < layer.in_features and size > self.limit:
+            raise ValueError(
+                f"Eligibility: expected matrices of at most {self.limit:,} bytes for a convolution, got {size:,}: one "
+                f"number for each position and weight, node and lane. Give this layer rule=MeanField(), or "
+                f"InputTrace() with a longer horizon, or a larger limit."
+            )
+        return kept
 
     def advance(self, layer: LayerLike, traces: Traces, tape: Tape) -> EligibilityTraces:
         """One window further: the reverse scan with the probes `ls_t = q_h^(K-t)`, not summed over lanes."""
@@ -132,7 +146,11 @@ class Eligibility(AdjointRule):
         if inputs:
             at_border = written(layer, faded_leftover(leftover, old.own), tape.nodes, tape.values)
             for name, taken in inputs.items():
-                matrices[name] = _advance_matrix(old.matrices[name], probe.g, taken, at_border, old.own[name], decay)
+                rows = (old.matrices[name], probe.g, at_border)
+                if name == "recurrent" or layer.fan_in == layer.in_features:
+                    matrices[name] = _advance_matrix(*rows, taken, old.own[name], decay)
+                else:
+                    matrices[name] = _advance_patches(*rows, layer.patches(taken), layer.patches(old.own[name]), decay)
         added = probe.own | ({"bias": probe.g.sum(0)} if "bias" in old.own else {})
         for name, within in added.items():
             chain = layer.neuron.chain(tape.values, "input" if name == "bias" else name)
@@ -167,7 +185,8 @@ class Eligibility(AdjointRule):
             if not layer.wants(name):
                 continue
             if name in MATRICES:
-                gradients[name] += torch.einsum("bhm,bhmn->mn", signal, matrix)
+                each = torch.einsum("bhm,bhmn->mn", signal, matrix)
+                gradients[name] += layer.fold(each) if name == "weight" else each
                 continue
             per_lane = (signal * matrix).sum(1)
             gradients[name] += per_lane.sum(0) if name == "bias" else sum_to_shape(per_lane, values[name])
@@ -188,14 +207,14 @@ def _probe(layer: LayerLike, tape: Tape, signal: Tensor) -> Reverse:
     return layer.neuron.reverse(widened, probes, own_parameters(layer, layer.learns))
 
 
-def _advance_matrix(before: Tensor, g: Tensor, taken: Tensor, at_border: Tensor, past: Tensor, decay: Tensor) -> Tensor:
+def _advance_matrix(before: Tensor, g: Tensor, at_border: Tensor, taken: Tensor, past: Tensor, decay: Tensor) -> Tensor:
     """`q_h^K E_h + sum_t g_t x_t^T + dL/dstate_0 Z_0^T` for each lane, as one batched product.
 
     Args:
         before: (B, H, m, n) E_h before the window.
         g: (K, H, B, m) from the probes.
-        taken: (K, B, n) the inputs.
         at_border: (H, B, G, m) what is left over of the probes, as it is written in the traces.
+        taken: (K, B, n) the inputs.
         past: (B, G, n) the layer's own traces before the window.
         decay: (H, 1) q_h^K.
     """
@@ -204,3 +223,11 @@ def _advance_matrix(before: Tensor, g: Tensor, taken: Tensor, at_border: Tensor,
     columns = torch.cat([taken.transpose(0, 1), past], 1)
     kept = (before * decay[..., None]).view(lanes, h * m, n)
     return torch.baddbmm(kept, rows, columns).view(lanes, h, m, n)
+
+
+def _advance_patches(
+    before: Tensor, g: Tensor, at_border: Tensor, taken: Tensor, past: Tensor, decay: Tensor
+) -> Tensor:
+    """The same where neurons take other inputs: taken (K, B, m, F), past (B, G, m, F), before (B, H, m, F)."""
+    within = torch.einsum("khbm,kbmf->bhmf", g, taken)
+    return before * decay[..., None] + within + torch.einsum("hbgm,bgmf->bhmf", at_border, past)
