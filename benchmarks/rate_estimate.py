@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from _record import save
-from tracetorch.functional import rate, scan, surrogate, trace
+from tracetorch.functional import firing, rate, scan, trace
 
 BETAS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
 SHOWN_BETAS = (0.5, 0.8, 0.9, 0.95)
@@ -31,7 +31,8 @@ DOCS = Path(__file__).parents[1] / "docs" / "rate-estimate.md"
 def spikes_of(current: Tensor, beta: float) -> Tensor:
     """The spikes (K, B, n) of neurons with threshold 1, from rest, for currents (K, B, n)."""
     one = torch.ones((), dtype=torch.float64)
-    return scan.lif(current, torch.zeros_like(current[0]), beta * one, one, surrogate.ArcTan()).spk
+    values = {"beta": beta * one, "threshold": one}
+    return scan.spiking(current, scan.State(torch.zeros_like(current[0])), values, scan.Form(firing.Spike())).y
 
 
 def constant(currents: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ ALL = ONE_LAYER + UNDER_A_LINEAR_HEAD + DEEP + A_BETA_PER_NEURON + RECURRENT + C
 RULES = [tt.InputTrace(), tt.Truncated(), tt.MeanField(), tt.Eligibility()]
 CONVOLUTION = [
     Case(
-        "convolution, pooling, residual, normalised",
+        "stateless first, convolution, pooling, residual, betas per channel",
         lambda rule: tt.Sequential(
             nn.Unflatten(1, (1, 3, 3)),
             tt.LIF(synapse=nn.Conv2d(1, 4, 2, padding=1, **F64), beta=[0.6, 0.7, 0.8, 0.9], **LEARNED, **F64),
@@ -183,7 +183,7 @@ CONVOLUTION = [
         ),
     ),
     Case(
-        "branches of channels, one transposed",
+        "stateless first, branches of channels, one transposed",
         lambda rule: tt.Sequential(
             nn.Unflatten(1, (1, 3, 3)),
             tt.Concat(

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from cases import F64
-from tracetorch.functional import scan, surrogate, trace
+from tracetorch.functional import firing, scan, surrogate, trace
 
 K, B, M = 6, 2, 3
 SMOOTH = surrogate.Custom(torch.sigmoid, lambda u: torch.sigmoid(u) * (1 - torch.sigmoid(u)))
@@ -22,8 +22,9 @@ class ScanLI(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        reverse = scan.li_reverse(grad, *ctx.saved_tensors)
-        return reverse.g, reverse.mem, reverse.beta.sum_to_size(ctx.saved_tensors[2].shape)
+        out, mem, beta = ctx.saved_tensors
+        reverse = scan.li_reverse(grad, out, scan.State(mem), beta)
+        return reverse.g, reverse.leftover.mem, reverse.own["beta"].sum_to_size(beta.shape)
 
 
 @pytest.mark.parametrize("shape", [(), (M,)])
@@ -54,13 +55,15 @@ def test_lif_reverse_equals_autograd(fire: surrogate.Surrogate, shape: tuple[int
     expected = torch.autograd.grad(loss, (current, mem, beta, theta))
 
     plain = [leaf.detach() for leaf in leaves]
-    run = scan.lif(*plain, fire)
-    reverse = scan.lif_reverse(ls, run.u, *plain[1:], fire)
+    start, values, form = scan.State(plain[1]), {"beta": plain[2], "threshold": plain[3]}, scan.Form(firing.Spike(fire))
+    run = scan.spiking(plain[0], start, values, form)
+    reverse = scan.spiking_reverse(ls, run.record, start, values, form, ("beta", "threshold"))
     torch.testing.assert_close(reverse.g, expected[0], rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(reverse.mem, expected[1], rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(reverse.beta.sum_to_size(shape), expected[2], rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(reverse.threshold.sum_to_size(shape), expected[3], rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(scan.lif_membrane(run.u, plain[3], run.spk)[-1], run.mem, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(reverse.leftover.mem, expected[1], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(reverse.own["beta"].sum_to_size(shape), expected[2], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(reverse.own["threshold"].sum_to_size(shape), expected[3], rtol=1e-10, atol=1e-10)
+    after = scan.steps_of(run.record, values, form).membrane(run.record, form)
+    torch.testing.assert_close(after[-1], run.state.mem, rtol=1e-12, atol=1e-12)
 
 
 def test_gradcheck_fails_on_a_hard_spike() -> None:
@@ -81,7 +84,14 @@ def test_gradcheck_fails_on_a_hard_spike() -> None:
 
 
 @pytest.mark.parametrize(
-    "fire", [surrogate.ArcTan(0.3), surrogate.FastSigmoid(0.3), surrogate.Triangle(0.7), surrogate.Sigmoid(0.2)]
+    "fire",
+    [
+        surrogate.ArcTan(0.3),
+        surrogate.FastSigmoid(0.3),
+        surrogate.Triangle(0.7),
+        surrogate.Sigmoid(0.2),
+        surrogate.Exponential(0.2),
+    ],
 )
 def test_surrogates_have_peak_one_and_fall_off_evenly(fire: surrogate.Surrogate) -> None:
     u = torch.linspace(0, 2, 50, **F64)
@@ -94,8 +104,9 @@ def test_surrogates_have_peak_one_and_fall_off_evenly(fire: surrogate.Surrogate)
 def test_a_surrogate_of_the_users_slope_may_return_its_argument() -> None:
     u = torch.ones(1, 1, 1, **F64)
     fire = surrogate.Custom(lambda v: (v >= 0).to(v), lambda v: v)
-    one = torch.ones((), **F64)
-    scan.lif_reverse(5 * u, u, torch.zeros(1, 1, **F64), one, one, fire)
+    values = dict.fromkeys(("beta", "threshold"), torch.ones((), **F64))
+    start = scan.State(torch.zeros(1, 1, **F64))
+    scan.spiking_reverse(5 * u, scan.Record(u), start, values, scan.Form(firing.Spike(fire)), values)
     assert u.item() == 1.0
 
 
@@ -124,10 +135,13 @@ def test_traces_advance_as_defined(decay: float | list[float]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_is_kept(dtype: torch.dtype) -> None:
     current, mem = torch.ones(K, B, M, dtype=dtype), torch.zeros(B, M, dtype=dtype)
-    beta = theta = torch.tensor(0.5, dtype=dtype)
-    run = scan.lif(current, mem, beta, theta, surrogate.ArcTan())
-    reverse = scan.lif_reverse(current, run.u, mem, beta, theta, surrogate.ArcTan())
-    assert {t.dtype for t in (*run, *reverse[:4])} == {dtype}
+    half = torch.tensor(0.5, dtype=dtype)
+    values = dict.fromkeys(("beta", "threshold", "alpha", "rho", "kappa"), half)
+    start, form = scan.State(mem, mem, mem, mem), scan.Form(firing.Spike(), delayed=True, attached=True, gain="leak")
+    run = scan.spiking(current, start, values, form)
+    reverse = scan.spiking_reverse(current, run.record, start, values, form, values)
+    made = [run.y, run.record.u, run.record.cur, run.record.adapt, *run.state, reverse.g, *reverse.leftover]
+    assert {t.dtype for t in (*made, *reverse.own.values())} == {dtype}
 
 
 def test_the_average_of_a_lane_that_has_seen_nothing_is_zero() -> None:

@@ -134,7 +134,7 @@ def test_optimizer_steps_between_windows_leave_the_tapes_as_they_were_run() -> N
     signals = [*torch.zeros(4, 2, M, **F64), *ls[4:]]
     for t in range(5, -1, -1):
         g = layer.surrogate.slope(u[t]) * signals[t] + a
-        a = values[t // 2].beta * g
+        a = values[t // 2]["beta"] * g
         expected = expected + g.t() @ x[t]
     assert spk.mean() > 0
     testing.assert_gradients_close({"w": actual["synapse.weight"]}, {"w": expected})

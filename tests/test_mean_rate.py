@@ -170,7 +170,7 @@ def test_optimising_the_decay_moves_it_and_keeps_it_inside() -> None:
         model.window(torch.rand(4, 2, N))
         model.backward(torch.ones(4, 2, M))
         optimizer.step()
-    decay = model[0].values().decay
+    decay = model[0]._constrained("decay")
     assert bool(((decay > 0) & (decay < 1)).all())
     assert not torch.allclose(decay, torch.tensor(0.9))
 

@@ -1,6 +1,7 @@
 """The exactness checks catch the mistakes that they are there for."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,49 +19,60 @@ from tracetorch.rules import adjoint, base, eligibility, mean_field
 from tracetorch.rules.base import Segment
 
 LIF = ONE_LAYER[0]
-true_advance, true_advance_ones = trace.advance, trace.advance_ones
-true_lif_reverse = scan.lif_reverse
+true_chain, true_reverse_scan = trace.advance_chain, scan.spiking_reverse
+true_scan = scan.spiking
 true_forget = Segment.forget
 
 
+def in_place_of(change: Callable) -> Callable:
+    """A chain whose stages are changed."""
+    return lambda z, x, chain, kept=None: true_chain(z, x, tuple(change(stage) for stage in chain), kept)
+
+
 def wrong_decay(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(trace, "advance", lambda z, x, decay: true_advance(z, x, decay * 1.01))
+    patch.setattr(trace, "advance_chain", in_place_of(lambda stage: stage._replace(decay=stage.decay * 1.01)))
 
 
 def wrong_normaliser_decay(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(trace, "advance_ones", lambda n, steps, decay: true_advance_ones(n, steps, decay * 1.01))
+    """Of the trace of ones alone."""
+
+    def advance(z, x, chain, kept=None):
+        wrong = tuple(stage._replace(decay=stage.decay * 1.01) for stage in chain)
+        return true_chain(z, x, wrong if x.shape[-1] == 1 else chain, kept)
+
+    patch.setattr(trace, "advance_chain", advance)
 
 
 def one_step_late(patch: pytest.MonkeyPatch) -> None:
     """The window's last step reaches the traces one window later."""
     late: dict[int, torch.Tensor] = {}
 
-    def advance(z: Tensor, x: Tensor, decay: Tensor) -> Tensor:
+    def advance(z: Tensor, x: Tensor, chain, kept=None) -> Tensor:
         held = late.get(x.shape[-1], torch.zeros_like(x[0]))
         late[x.shape[-1]] = x[-1]
-        return true_advance(z, torch.cat([held[None], x[:-1]]), decay)
+        return true_chain(z, torch.cat([held[None], x[:-1]]), chain, kept)
 
-    patch.setattr(trace, "advance", advance)
+    patch.setattr(trace, "advance_chain", advance)
 
 
 def surrogate_dropped(patch: pytest.MonkeyPatch) -> None:
     # the layer's own reverse scan alone: the reference asks the same surrogate for its slope
-    def reverse(ls, u, mem, beta, threshold, fire, *beyond):
-        return true_lif_reverse(ls, u, mem, beta, threshold, surrogate.Custom(fire.spike, torch.ones_like), *beyond)
+    def reverse(ls, record, start, values, form, wanted=(), ahead=None):
+        flat = type(form.firing)(surrogate.Custom(form.firing.surrogate.spike, torch.ones_like))
+        return true_reverse_scan(ls, record, start, values, replace(form, firing=flat), wanted, ahead)
 
-    patch.setattr(scan, "lif_reverse", reverse)
+    patch.setattr(scan, "spiking_reverse", reverse)
 
 
 def reset_left_out_of_the_membrane(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(scan, "lif_membrane", lambda u, threshold, _: u + threshold)
+    patch.setattr(scan.Steps, "membrane", lambda self, record, _: record.u + self.theta)
 
 
 def reset_left_out_of_the_run(patch: pytest.MonkeyPatch) -> None:
-    def lif(current, mem, beta, threshold, fire, _) -> scan.LIFScan:
-        u = scan.li(current, mem, beta) - threshold
-        return scan.LIFScan(fire.spike(u), u, u[-1] + threshold)
+    def run(current, start, values, form):
+        return true_scan(current, start, values, replace(form, reset="none"))
 
-    patch.setattr(scan, "lif", lif)
+    patch.setattr(scan, "spiking", run)
 
 
 @pytest.mark.parametrize("window", [1, 3, 7])
@@ -92,7 +104,11 @@ def test_a_masked_reset_that_touches_another_lanes_normaliser_is_caught(
     def careless(self: Segment, state):
         traces = true_forget(self, state)
         normaliser = "bias" if isinstance(rule, tt.InputTrace) else "norm"
-        if self.reset is None or not hasattr(traces, normaliser):
+        if self.reset is None:
+            return traces
+        if isinstance(traces, dict):
+            return traces | {normaliser: torch.zeros_like(traces[normaliser])} if normaliser in traces else traces
+        if not hasattr(traces, normaliser):
             return traces
         return traces._replace(**{normaliser: torch.zeros_like(getattr(traces, normaliser))})
 
@@ -165,8 +181,8 @@ def bank_trace_decay(patch: pytest.MonkeyPatch) -> None:
 
 
 def matrix_decay(patch: pytest.MonkeyPatch) -> None:
-    def advance(before, g, inputs, a_0, z_0, decay, kernels):
-        return true_advance_matrix(before, g, inputs, a_0, z_0, decay * 0.99, kernels)
+    def advance(before, g, at_border, taken, past, decay):
+        return true_advance_matrix(before, g, at_border, taken, past, decay * 0.99)
 
     patch.setattr(eligibility, "_advance_matrix", advance)
 
@@ -174,15 +190,17 @@ def matrix_decay(patch: pytest.MonkeyPatch) -> None:
 def matrix_without_the_past(patch: pytest.MonkeyPatch) -> None:
     """E without `a_0 Z_0^T`: dp/dW begins anew in every window."""
 
-    def advance(before, g, inputs, a_0, z_0, decay, kernels):
-        return true_advance_matrix(before, g, inputs, torch.zeros_like(a_0), z_0, decay, kernels)
+    def advance(before, g, at_border, taken, past, decay):
+        return true_advance_matrix(before, g, torch.zeros_like(at_border), taken, past, decay)
 
     patch.setattr(eligibility, "_advance_matrix", advance)
 
 
 def probe_one_step_late(patch: pytest.MonkeyPatch) -> None:
-    true_probe = tt.nn.lif.LIFNeuron.probe
-    patch.setattr(tt.nn.lif.LIFNeuron, "probe", lambda self, tape, probe: true_probe(self, tape, probe * 0.95))
+    def reverse(ls, record, *rest):
+        return true_reverse_scan(ls * 0.95 if record.u.ndim == 4 else ls, record, *rest)
+
+    patch.setattr(scan, "spiking_reverse", reverse)
 
 
 def adjoint_left_out(patch: pytest.MonkeyPatch) -> None:
@@ -196,11 +214,12 @@ def through_left_out(patch: pytest.MonkeyPatch) -> None:
 def threshold_without_the_signal(patch: pytest.MonkeyPatch) -> None:
     """dL/dtheta from the membrane alone."""
     true_start = mean_field.MeanField.start
-    patch.setattr(mean_field.MeanField, "start", lambda *args: true_start(*args)._replace(unfired=None))
+    patch.setattr(mean_field.MeanField, "start", lambda *args: true_start(*args)._replace(slope_drives={}))
 
 
 def lanes_mixed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(trace, "advance_bank", lambda z, x, nodes: true_advance_bank(z, x, nodes).mean(0, True).expand_as(z))
+    patch.setattr(trace, "advance_chain", lambda z, *rest: true_chain(z, *rest).mean(0, True).expand_as(z))
 
 
 CONSTANT_SLOPES = Case(
@@ -319,8 +338,8 @@ def ring_folds_twice(patch: pytest.MonkeyPatch) -> None:
 def windows_apart(patch: pytest.MonkeyPatch) -> None:
     """The gradient of the state does not pass from a window to the one before."""
 
-    def reverse(neuron, segments, ls):
-        return [neuron.reverse(segment.tape, signal, None) for segment, signal in zip(segments, ls, strict=True)]
+    def reverse(neuron, segments, ls, wanted):
+        return [neuron.reverse(segment.tape, signal, wanted) for segment, signal in zip(segments, ls, strict=True)]
 
     patch.setattr(base, "_reverse", reverse)
 
@@ -328,8 +347,8 @@ def windows_apart(patch: pytest.MonkeyPatch) -> None:
 def carry_from_the_last_window(patch: pytest.MonkeyPatch) -> None:
     """What is left over of the latest window, not of the oldest, meets the traces."""
 
-    def reverse(neuron, segments, ls):
-        runs = true_reverse(neuron, segments, ls)
+    def reverse(neuron, segments, ls, wanted):
+        runs = true_reverse(neuron, segments, ls, wanted)
         return [runs[0]._replace(leftover=runs[-1].leftover), *runs[1:]]
 
     patch.setattr(base, "_reverse", reverse)

@@ -6,17 +6,16 @@ import pytest
 import torch
 
 from cases import F64
-from tracetorch.functional import rate, scan, surrogate
+from tracetorch.functional import firing, rate, scan
 
 CURRENTS = torch.linspace(0.01, 1.5, 3000, **F64)
 
 
 def simulated(beta: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
     """The rate of neurons with threshold 1 after 500 steps, for a current (K, n)."""
-    one = torch.ones((), **F64)
-    return (
-        scan.lif(current[:, None], torch.zeros_like(current[:1]), beta, one, surrogate.ArcTan()).spk[500:].mean((0, 1))
-    )
+    values = {"beta": beta, "threshold": torch.ones((), **F64)}
+    start = scan.State(torch.zeros_like(current[:1]))
+    return scan.spiking(current[:, None], start, values, scan.Form(firing.Spike())).y[500:].mean((0, 1))
 
 
 @pytest.mark.parametrize("beta", [0.75, 0.8, 0.9, 0.95, 0.99])

@@ -6,6 +6,7 @@ import torch
 import tracetorch as tt
 from cases import F64, HIDDEN, M, N, hidden
 from tracetorch import testing
+from tracetorch.nn.constraint import membrane_decay
 
 
 def test_a_difference_is_reported_with_its_place() -> None:
@@ -62,13 +63,9 @@ def test_the_reference_changes_nothing_and_omits_what_is_frozen() -> None:
 def test_a_layer_without_a_reference_is_named() -> None:
     class Own(tt.nn.layer.Layer):
         def __init__(self) -> None:
-            super().__init__(
-                N, M, tt.nn.li.LINeuron(), synapse=None, bias=True, beta=None, tau=None, learn_beta=False,
-                threshold=None, learn_threshold=False, recurrent=False, self_connections=True,
-                rule=None, device=None, dtype=None,
-            )  # fmt: skip
+            super().__init__(N, M, tt.nn.li.LINeuron(), parameters=lambda m: membrane_decay("Own", 0.9, None, False, m))
 
-    with pytest.raises(NotImplementedError, match="Concat and stateless modules, got Own"):
+    with pytest.raises(NotImplementedError, match=r"got Own\. Give its unrolled form"):
         testing.bptt_gradients(Own(), torch.ones(1, 1, N), torch.ones(1, 1, M))
 
 

@@ -21,6 +21,7 @@ from .. import _checks
 from ..functional.bank import Bank
 from ..rules import Eligibility, InputTrace, MeanField, Rule, Truncated
 from ..rules.base import ModelDecays, Wanted
+from .state import flatten
 from .streaming import Call, Handed, Plans, Streaming, forked_random_numbers, full_precision
 
 _learning: ContextVar[bool] = ContextVar("tracetorch_learning", default=True)
@@ -399,6 +400,7 @@ class Online(Streaming):
                 layer.rule = Truncated()
             tape = probe.tape_bytes(1, window)
             rest, per_step = (probe.tape_bytes(1, 1), probe.tape_bytes(1, 2) - probe.tape_bytes(1, 1))
+            layers = probe._layers().values()
             for rule in rules or (Truncated(), InputTrace(), MeanField(), Eligibility()):
                 try:
                     for layer in probe._layers().values():
@@ -406,7 +408,7 @@ class Online(Streaming):
                     kept = probe.state_bytes(1) + tape
                 except ValueError:
                     continue
-                membranes = sum(t.nbytes for layer in probe._layers().values() for t in layer._rest(1))
+                membranes = sum(t.nbytes for layer in layers for t in flatten(layer._rest(1)).values())
                 found[repr(rule)] = max(1, 1 + (kept - membranes - rest + per_step) // per_step)
         return found
 

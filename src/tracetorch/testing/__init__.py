@@ -7,7 +7,8 @@ your own. `fidelity` says how close each rule comes to it on your model and data
 from .compare import Comparison, assert_gradients_close, compare, online_gradients
 from .controls import LiveStorage, assert_alive, spike_rates
 from .fidelity import ADAM, ATTACHED, Fidelity, FidelityRow, fidelity
-from .reference import Gradients, bptt_gradients
+from .reference import Gradients, bptt_gradients, pseudo_spike, register_unrolled, value
+from .synapse import check_synapse
 
 __all__ = [
     "ADAM",
@@ -20,8 +21,12 @@ __all__ = [
     "assert_alive",
     "assert_gradients_close",
     "bptt_gradients",
+    "check_synapse",
     "compare",
     "fidelity",
     "online_gradients",
+    "pseudo_spike",
+    "register_unrolled",
     "spike_rates",
+    "value",
 ]

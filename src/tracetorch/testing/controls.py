@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..nn.layer import Layer
-from ..nn.online import Online, probe_of
-from ..nn.streaming import forked_random_numbers
+from ..health import probe_rates
+from ..nn.online import Online
 
 
 def spike_rates(model: Online, x: Tensor) -> dict[str, Tensor]:
     """The mean spikes per step of each neuron (m,), by layer, when a copy of the model runs x (T, B, n) from rest."""
-    with forked_random_numbers(x), probe_of(model) as probe:
-        probe.window(x)
-    return {
-        name or type(layer).__name__: layer.neuron.output(layer._segments[-1].tape).mean((0, 1))
-        for name, layer in cast(dict[str, Layer], probe._layers()).items()
-        if layer.threshold is not None
-    }
+    return probe_rates(model, x)
 
 
 def assert_alive(model: Online, x: Tensor, *, low: float = 0.005, high: float = 0.95) -> None:

@@ -6,6 +6,7 @@ It shares no code with the layers' own scans and rules.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional.firing import Firing
+from ..functional.surrogate import Surrogate
 from ..nn import LI, LIF, Concat, Parallel, Softmax
+from ..nn.constraint import Positive
 from ..nn.layer import Layer
 from ..nn.online import Online
 from ..nn.streaming import forked_random_numbers, full_precision
@@ -83,8 +86,39 @@ def bptt_gradients(
     return dict(zip(wanted, gradients, strict=True))
 
 
+_UNROLLED: dict[type[nn.Module], Callable[[Any, list[Tensor]], list[Tensor]]] = {}
+
+
+def register_unrolled(kind: type[Online], unrolled: Callable[[Any, list[Tensor]], list[Tensor]]) -> None:
+    """Let `bptt_gradients` run a layer of your own.
+
+    Args:
+        kind: the layer's exact type.
+        unrolled: layer, the inputs of all steps (B, ...) -> the outputs of all steps, in plain torch under autograd and
+            from rest. `value(layer, name)` gives a parameter as a function of what is learned; `pseudo_spike(u,
+            surrogate)` a spike with the surrogate's slope.
+    """
+    _UNROLLED[kind] = unrolled
+
+
+def pseudo_spike(u: Tensor, surrogate: Surrogate) -> Tensor:
+    """The surrogate's spike forwards, its slope backwards.
+
+    >>> from tracetorch.functional.surrogate import ArcTan
+    >>> u = torch.tensor([0.5], requires_grad=True)
+    >>> s = pseudo_spike(u, ArcTan(width=0.5))
+    >>> s.item(), torch.autograd.grad(s, u)[0].item()
+    (1.0, 0.5)
+    """
+    slopes: Tensor = _Slope.apply(u, surrogate.spike(u.detach()), surrogate.slope(u.detach()))  # type: ignore[no-untyped-call]
+    return slopes
+
+
 def _unroll(module: nn.Module, xs: list[Tensor], attached: bool) -> list[Tensor]:
     """Run a module over a list of steps (B, n) under autograd."""
+    own = _UNROLLED.get(type(module))
+    if own is not None:
+        return own(module, xs)
     if isinstance(module, LIF):
         return _unroll_lif(module, xs, attached)
     if isinstance(module, Softmax):
@@ -102,8 +136,8 @@ def _unroll(module: nn.Module, xs: list[Tensor], attached: bool) -> list[Tensor]
         return xs
     if isinstance(module, Online):
         raise NotImplementedError(
-            f"bptt_gradients: expected LIF, LI, Softmax, Sequential, Concat and stateless modules, "
-            f"got {type(module).__name__}."
+            f"bptt_gradients: expected layers and models of tracetorch and stateless modules, got "
+            f"{type(module).__name__}. Give its unrolled form: testing.register_unrolled({type(module).__name__}, ...)."
         )
     return [module(x) for x in xs]
 
@@ -111,8 +145,8 @@ def _unroll(module: nn.Module, xs: list[Tensor], attached: bool) -> list[Tensor]
 def _unroll_lif(layer: LIF, xs: list[Tensor], attached: bool) -> list[Tensor]:
     form, firing = layer.neuron.form, copy.deepcopy(layer.firing)  # a generator of its own draws the same
     attached = attached or form.attached
-    beta, theta = _value(layer, "beta"), _value(layer, "threshold")
-    alpha, rho, kappa = (_value(layer, name) if name in layer.values() else None for name in ("alpha", "rho", "kappa"))
+    beta, theta = value(layer, "beta"), value(layer, "threshold")
+    alpha, rho, kappa = (value(layer, name) if name in layer.values() else None for name in ("alpha", "rho", "kappa"))
     gain = 1 - beta if form.gain == "leak" else form.gain
     u: Tensor | None = layer.recurrent_weight
     if u is not None and not layer.self_connections:
@@ -152,7 +186,7 @@ def _fire(u: Tensor, theta: Tensor, firing: Firing) -> tuple[Tensor, Tensor]:
 
 
 def _unroll_li(layer: Layer, xs: list[Tensor]) -> list[Tensor]:
-    beta = _value(layer, "beta")
+    beta = value(layer, "beta")
     v = torch.zeros((), dtype=beta.dtype, device=beta.device)
     membranes = []
     for x in xs:
@@ -172,12 +206,17 @@ def _unroll_softmax(layer: Softmax, xs: list[Tensor]) -> list[Tensor]:
     return outputs
 
 
-def _value(layer: Layer, name: str) -> Tensor:
-    """A parameter's value as a function of the raw parameter, one per channel in the shape of a lane's output."""
+def value(layer: Layer, name: str) -> Tensor:
+    """A parameter's value as a function of what is learned, () or one per neuron, one per channel as (C, 1, ...).
+
+    Args:
+        layer: a layer of tracetorch, or of your own.
+        name: such as "beta".
+    """
     if layer.learns(name):
         raw = cast(Tensor, getattr(layer, f"raw_{name}"))
-        value = F.softplus(raw) if name in ("threshold", "kappa") else torch.sigmoid(raw)
+        found = F.softplus(raw) if layer._constraints[name] is Positive else torch.sigmoid(raw)
     else:
-        value = cast(Tensor, getattr(layer, name))
+        found = cast(Tensor, layer._constrained(name))
     positions = [1] * (len(layer._known_shapes()[1]) - 1)
-    return value.reshape(-1, *positions) if value.ndim else value
+    return found.reshape(-1, *positions) if found.ndim else found
