@@ -37,6 +37,7 @@ class Row:
     horizon: int | None = None  # steps; None: the window
     recurrent: bool = False
     width: float = 0.5  # of the surrogate's slope
+    clip: float | None = None  # the largest norm of a gradient, all parameters together; None: any
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def network(sizes: tuple[int, ...], taus: tuple[float, float], row: Row, seed: i
     return tt.Sequential(*hidden, tt.LI(*sizes[-2:], **readout), rule=getattr(tt, row.rule)(), horizon=row.horizon)
 
 
-def fit(model: tt.Sequential, batches: Iterable[Sequences], updates: int, lr: float, window: int | None) -> float:
+def fit(model: tt.Sequential, batches: Iterable[Sequences], updates: int, lr: float, row: Row) -> float:
     """One update per batch, when its sequences end; Adam, the learning rate falling along a cosine. The seconds taken.
 
     Nothing is gone back for from a window in which nothing is asked: that is what an online rule is for.
@@ -82,11 +83,13 @@ def fit(model: tt.Sequential, batches: Iterable[Sequences], updates: int, lr: fl
     for x, target, weights in batches:
         model.reset()
         optimizer.zero_grad()
-        steps = window or len(x)
+        steps = row.window or len(x)
         for x_window, w in zip(x.split(steps), weights.split(steps), strict=True):
             y = model.window(x_window)
             if w.any():
                 model.backward(tt.loss.cross_entropy(y, target, w).ls)
+        if row.clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), row.clip)
         optimizer.step()
         schedule.step()
     return time.perf_counter() - start
@@ -98,7 +101,7 @@ def accuracy(model: tt.Sequential, batches: Iterable[Sequences]) -> float:
     scores, targets = [], []
     for x, target, weights in batches:
         model.reset()
-        scores.append(torch.tensordot(weights, model.window(x), dims=1))
+        scores.append((weights.view(len(x), -1, 1) * model.window(x)).sum(0))
         targets.append(target)
     return tt.metrics.accuracy(torch.cat(scores), torch.cat(targets))
 

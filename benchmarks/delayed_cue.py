@@ -33,7 +33,7 @@ def run(row: Row, seed: int, lr: float, updates: int | None, validate: bool) -> 
     train, test = (torch.Generator().manual_seed(start + seed) for start in (1000, 2000))
     model.calibrate(tasks.delayed_cue(LANES, generator=train).x)
     learned = (tasks.delayed_cue(LANES, generator=train) for _ in range(updates))
-    seconds = fit(model, learned, updates, lr, row.window)
+    seconds = fit(model, learned, updates, lr, row)
     tests = (tasks.delayed_cue(TEST_LANES, generator=test) for _ in range(TEST_BATCHES))
     return {"accuracy": accuracy(model, tests), "seconds": seconds}
 

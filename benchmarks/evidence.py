@@ -8,7 +8,7 @@ Adds the rows NAME, by default all, to results/evidence.json and writes docs/evi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -66,7 +66,7 @@ def run(row: BytesRow, seed: int, lr: float, updates: int | None, validate: bool
     train, test = (torch.Generator().manual_seed(start + seed) for start in (1000, 2000))
     model.calibrate(tasks.evidence_accumulation(LANES, generator=train).x)
     learned = (tasks.evidence_accumulation(LANES, generator=train) for _ in range(updates))
-    seconds = fit(model, learned, updates, lr, window)
+    seconds = fit(model, learned, updates, lr, replace(row, window=window))
     tests = (tasks.evidence_accumulation(TEST_LANES, generator=test) for _ in range(TEST_BATCHES))
     return {
         "accuracy": accuracy(model, tests),

@@ -18,10 +18,12 @@ from _sequences import Benchmark, Figures, Row, accuracy, command_line, fit, mea
 from tracetorch import datasets, loss
 from tracetorch.tasks import Sequences
 
-SIZES, TAUS, STEPS = (28, 128, 128, 10), (2.0, 50.0), 28
-READOUT_TAUS = {"last": 20.0, "ramp": 10.0}  # steps
+SIZES, STEPS, CLIP = (28, 128, 128, 10), 28, 1.0
+TAUS = {"last": (2.0, 50.0), "ramp": (0.5, 10.0)}  # steps, by the loss
+READOUT_TAUS = {"last": 20.0, "ramp": 10.0}
 LANES, TEST_LANES = 50, 500
-TRAIN, CHOOSE, HELD_OUT = 60_000, 15_000, 5_000  # images: of an epoch, of one to choose by, and held out for choosing
+TRAIN, HELD_OUT = 60_000, 5_000  # images: of an epoch, and held out for choosing
+CHOOSE = {"last": 15_000, "ramp": 55_000}  # of an epoch to choose by
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,13 @@ ROWS = {
     "input-trace-horizon-14": ImageRow("`InputTrace`, horizon 14", "InputTrace", 7, horizon=14),
     "truncated-k7": ImageRow("`Truncated`", "Truncated", 7),
     "truncated-k1": ImageRow("`Truncated`", "Truncated"),
-    "bptt-ramp": ImageRow("BPTT", "Truncated", None, loss="ramp"),
-    "input-trace-ramp": ImageRow("`InputTrace`", "InputTrace", loss="ramp"),
-    "bptt-ramp-recurrent": ImageRow("BPTT, recurrent", "Truncated", None, loss="ramp", recurrent=True, width=0.4),
+    "bptt-ramp": ImageRow("BPTT", "Truncated", None, loss="ramp", clip=CLIP),
+    "input-trace-ramp": ImageRow("`InputTrace`", "InputTrace", loss="ramp", clip=CLIP),
+    "bptt-ramp-recurrent": ImageRow(
+        "BPTT, recurrent", "Truncated", None, loss="ramp", recurrent=True, width=0.3, clip=CLIP
+    ),
     "input-trace-ramp-recurrent": ImageRow(
-        "`InputTrace`, recurrent", "InputTrace", 4, loss="ramp", recurrent=True, width=0.4
+        "`InputTrace`, recurrent", "InputTrace", 4, loss="ramp", recurrent=True, width=0.4, clip=CLIP
     ),
 }
 
@@ -70,11 +74,11 @@ def run(row: ImageRow, seed: int, lr: float, updates: int | None, validate: bool
         test_x, test_y = train_x[-HELD_OUT:], train_y[-HELD_OUT:]
         train_x, train_y = train_x[:-HELD_OUT], train_y[:-HELD_OUT]
     order = torch.randperm(len(train_x), generator=torch.Generator().manual_seed(1000 + seed))
-    order = order[: LANES * updates if updates else CHOOSE if validate else TRAIN]
-    model = network(SIZES, TAUS, row, seed, tau=READOUT_TAUS[row.loss])
+    order = order[: LANES * updates if updates else CHOOSE[row.loss] if validate else TRAIN]
+    model = network(SIZES, TAUS[row.loss], row, seed, tau=READOUT_TAUS[row.loss])
     model.calibrate(next(batches(train_x, train_y, order, LANES, row)).x)
     learned = batches(train_x, train_y, order, LANES, row)
-    seconds = fit(model, learned, len(order) // LANES, lr, row.window)
+    seconds = fit(model, learned, len(order) // LANES, lr, row)
     tests = batches(test_x, test_y, torch.arange(len(test_x)), TEST_LANES, row)
     return {"accuracy": accuracy(model, tests), "seconds": seconds}
 
@@ -83,13 +87,14 @@ PAGE = """# MNIST row by row
 
 Made by `python benchmarks/rowwise_mnist.py`. The rows of an image are 28 steps of 28 input currents.
 
-{sizes}: LIF layers with time constants log-uniform over {low:g} to {high:g} steps, one per neuron, and an LI readout
-with one of {last_tau:g} steps where the loss is at the last step, of {ramp_tau:g} with the ramp. Recurrent layers have
-a surrogate of half-width 0.4, the others 0.5. One epoch in batches of {lanes}, an update when the images of a batch end; Adam, the
-learning rate falling along a cosine from the best of {rates}, chosen by training on {choose:,} images and testing on
+{sizes}: LIF layers with time constants log-uniform over {last_low:g} to {last_high:g} steps where the loss is at the last step, over
+{ramp_low:g} to {ramp_high:g} with the ramp, one per neuron, and an LI readout with one of {last_tau:g} steps and of {ramp_tau:g}. The surrogate has a
+half-width of 0.5, in recurrent layers of 0.4, or 0.3 for BPTT. One epoch in batches of {lanes}, an update when the
+images of a batch end; Adam, with the ramp the norm of the gradient at most {clip:g}, the learning rate falling along a
+cosine from the best of {rates}, chosen by training on {choose_last:,} images, {choose_ramp:,} with the ramp, and testing on
 {held_out:,} other training images. K is the window: with K = 1 nothing but the rule's traces is kept of the past.
 Accuracy on the 10,000 test images, mean and standard deviation of three seeds, each of which gives every rule the same
-network and the same order of images; seconds of training, the median. The readouts' time constants, the width and the
+network and the same order of images; seconds of training, the median. Time constants, widths, the clipping and the
 window of the recurrent rows were chosen by trying some on the held-out training images.
 
 ## The digit is asked for at the last step only
@@ -109,13 +114,17 @@ def page(figures: Figures) -> str:
     by_loss = {kind: {name: row for name, row in ROWS.items() if row.loss == kind} for kind in ("last", "ramp")}
     return PAGE.format(
         sizes="-".join(map(str, SIZES)),
-        low=TAUS[0],
-        high=TAUS[1],
+        last_low=TAUS["last"][0],
+        last_high=TAUS["last"][1],
+        ramp_low=TAUS["ramp"][0],
+        ramp_high=TAUS["ramp"][1],
+        clip=CLIP,
         last_tau=READOUT_TAUS["last"],
         ramp_tau=READOUT_TAUS["ramp"],
         lanes=LANES,
         rates=", ".join(f"{rate:g}" for rate in BENCHMARK.rates),
-        choose=CHOOSE,
+        choose_last=CHOOSE["last"],
+        choose_ramp=CHOOSE["ramp"],
         held_out=HELD_OUT,
         last=table(by_loss["last"], figures),
         ramp=table(by_loss["ramp"], figures),

@@ -175,6 +175,8 @@ def _scale(where: str, y: Tensor, weights: Tensor | None) -> Tensor:
         weights = torch.full((steps,), 1 / steps, dtype=y.dtype, device=y.device)
     elif not isinstance(weights, Tensor):
         raise TypeError(f"{where}: expected weights to be a tensor, got {type(weights).__name__}.")
+    elif y.ndim == 3 and weights.shape == y.shape[:-1]:
+        return (weights.to(y) / lanes)[..., None]
     elif weights.numel() != steps or weights.ndim > 1:
         raise ValueError(
             f"{where}: expected one weight per step, shape ({steps},), got {tuple(weights.shape)}. "

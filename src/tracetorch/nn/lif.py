@@ -305,7 +305,9 @@ class ALIF(LIF):
 
     `LIF` with `kappa`; see there for all options. Bellec et al. 2018, "Long short-term memory and learning-to-learn in
     networks of spiking neurons". The gradient through the adaptation is exact inside a window, or horizon, and cut at
-    its border: an adaptation that outlasts the window is worth a horizon.
+    its border: an adaptation that outlasts the window is worth a horizon. In windows much shorter than it, what the
+    membrane alone carries can be too much (K = 4, kappa = 0.2, rho = 0.9, a signal at each step: cosine 0.89 and norm
+    ratio 1.7 with BPTT; `Truncated` 0.94 and 1.1).
 
     Args:
         in_features: n.
