@@ -64,7 +64,7 @@ def batches(x: Tensor, y: Tensor, order: Tensor, lanes: int, row: ImageRow) -> I
     """The images (N, 784) in the order given, as rows over time (28, B, 28)."""
     weights = loss.ramp(STEPS) if row.loss == "ramp" else loss.last(STEPS)
     for batch in order.split(lanes):
-        yield Sequences(x[batch].unflatten(1, (STEPS, -1)).transpose(0, 1), y[batch], weights)
+        yield Sequences(datasets.rows(x[batch]), y[batch], weights)
 
 
 def run(row: ImageRow, seed: int, lr: float, updates: int | None, validate: bool) -> Figures:

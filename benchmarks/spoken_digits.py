@@ -7,20 +7,15 @@ Adds the rows NAME, by default all, to results/spoken_digits.json and writes doc
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import cache
 from itertools import islice
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from _sequences import Benchmark, Figures, Row, accuracy, command_line, fit, measured_on, network, table
-from tracetorch import datasets, loss
+from tracetorch import datasets
 from tracetorch.tasks import Sequences
 
 SIZES, TAUS, READOUT_TAU = (120, 128, 128, 10), (1.0, 10.0), 20.0
@@ -39,63 +34,52 @@ ROWS = {
 }
 
 
-class Recordings(NamedTuple):
-    """Recordings of different lengths."""
-
-    x: list[Tensor]  # (T, 120) spikes
-    y: Tensor  # (N,) int64 digits
-    take: Tensor  # (N,) which of the speaker's takes of the digit it is
-
-
 @cache
-def recordings() -> Recordings:
-    """The Free Spoken Digit Dataset as spikes, read once."""
-    with np.load(Path(os.environ[datasets.DATA_VARIABLE]) / "fsdd" / "fsdd_spikes.npz") as file:
-        spikes = np.unpackbits(file["spikes"], axis=1, count=int(file["channels"]))
-        x = torch.from_numpy(spikes).float().tensor_split(torch.from_numpy(file["ptr"][1:-1]).long())
-        return Recordings(list(x), torch.from_numpy(file["label"]).long(), torch.from_numpy(file["index"]).long())
+def spoken() -> datasets.SpokenDigits:
+    """The recordings, read once."""
+    return datasets.spoken_digits()
 
 
-def sequences(chosen: Tensor) -> Sequences:
+def sequences(data: datasets.Recordings, chosen: Tensor) -> Sequences:
     """The recordings (B,) chosen, with silence after their ends and a ramp of loss weights up to there."""
-    data = recordings()
-    x = [data.x[i] for i in chosen.tolist()]
-    return Sequences(pad_sequence(x), data.y[chosen], pad_sequence([loss.ramp(len(one)) for one in x]))
+    x, target, mask = data.batch(chosen)
+    ramp = mask.cumsum(0) * mask
+    return Sequences(x, target, ramp / ramp.sum(0))
 
 
-def by_length(order: Tensor, lanes: int) -> tuple[Tensor, ...]:
+def by_length(data: datasets.Recordings, order: Tensor, lanes: int) -> tuple[Tensor, ...]:
     """Batches of recordings of similar lengths."""
-    return order[torch.tensor([len(recordings().x[i]) for i in order.tolist()]).argsort(stable=True)].split(lanes)
+    return order[data.steps[order].argsort(stable=True)].split(lanes)
 
 
-def epochs(train: Tensor, generator: torch.Generator) -> Iterator[Sequences]:
+def epochs(data: datasets.Recordings, generator: torch.Generator) -> Iterator[Sequences]:
     """Batches without end: similar lengths together within pools of an epoch, in random order."""
     while True:
-        order = train[torch.randperm(len(train), generator=generator)]
-        batches = [batch for pool in order.split(POOL) for batch in by_length(pool, LANES)]
+        order = torch.randperm(len(data), generator=generator)
+        batches = [batch for pool in order.split(POOL) for batch in by_length(data, pool, LANES)]
         for i in torch.randperm(len(batches), generator=generator).tolist():
-            yield sequences(batches[i])
+            yield sequences(data, batches[i])
 
 
 def run(row: Row, seed: int, lr: float, updates: int | None, validate: bool) -> Figures:
     """Train on the training recordings and test on the others; to choose a rate, on held-out ones of those."""
-    take = recordings().take
-    held_out = (take >= HELD_OUT.start) & (take < HELD_OUT.stop)
-    tested = take < HELD_OUT.start
-    train, test = (~tested & ~held_out, held_out) if validate else (~tested, tested)
-    learned = epochs(train.nonzero()[:, 0], torch.Generator().manual_seed(1000 + seed))
-    updates = updates or EPOCHS * -(-int(train.sum()) // LANES)
+    train, test = spoken()
+    if validate:
+        held_out = (train.index >= HELD_OUT.start) & (train.index < HELD_OUT.stop)
+        train, test = train.subset(~held_out), train.subset(held_out)
+    learned = epochs(train, torch.Generator().manual_seed(1000 + seed))
+    updates = updates or EPOCHS * -(-len(train) // LANES)
     model = network(SIZES, TAUS, row, seed, tau=READOUT_TAU)
     model.calibrate(next(learned).x)
     seconds = fit(model, islice(learned, updates), updates, lr, row)
-    tests = (sequences(batch) for batch in by_length(test.nonzero()[:, 0], TEST_LANES))
+    tests = (sequences(test, batch) for batch in by_length(test, torch.arange(len(test)), TEST_LANES))
     return {"accuracy": accuracy(model, tests), "seconds": seconds, "bytes": bytes_kept(row)}
 
 
 def bytes_kept(row: Row) -> int:
     """State and tape of one lane, in the longest recording."""
     model = network(SIZES, TAUS, row, 0, tau=READOUT_TAU)
-    steps = max(map(len, recordings().x))
+    steps = max(int(part.steps.max()) for part in spoken())
     return model.state_bytes(lanes=1) + model.tape_bytes(lanes=1, window=row.window or steps)
 
 

@@ -2,7 +2,8 @@
 
 Shapes: y is (K, B, m) from a window, (B, m) from a single step, or (m,) from a single step of a single lane. All losses
 are the mean over lanes of the weighted sum over the window's steps. `weights` (K,) are by default uniform and sum to 1
-over the window; when a sequence is cut into windows, give slices of weights made for the whole, such as `ramp(T)`.
+over the window; when a sequence is cut into windows, give slices of weights made for the whole, such as `ramp(T)`. They
+may be (K, B), others for each lane, where sequences differ in length.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def mse(y: Tensor, target: Tensor, weights: Tensor | None = None) -> Loss:
     Args:
         y: (K, B, m), (B, m) or (m,).
         target: of y's shape, or (B, m) for every step of the window.
-        weights: (K,), see the module.
+        weights: (K,) or (K, B), see the module.
 
     Raises:
         TypeError: y or target is not floating point.
@@ -84,7 +85,7 @@ def cross_entropy(
     Args:
         y: (K, B, m), (B, m) or (m,): logits, or probabilities.
         target: class indices, int64: (B,), or (K, B) for one at every step; () for (m,).
-        weights: (K,), see the module.
+        weights: (K,) or (K, B), see the module.
         of: what y is.
 
     Raises:
@@ -116,7 +117,7 @@ def nll(probs: Tensor, target: Tensor, weights: Tensor | None = None) -> Loss:
     Args:
         probs: (K, B, m), (B, m) or (m,).
         target: class indices, int64: (B,), or (K, B) for one at every step; () for (m,).
-        weights: (K,), see the module.
+        weights: (K,) or (K, B), see the module.
 
     Raises:
         TypeError: probs is not floating point, target not int64.

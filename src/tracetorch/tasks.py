@@ -6,6 +6,7 @@ Shapes: T steps, B lanes, n inputs. All draw from a `generator`, by default torc
 from __future__ import annotations
 
 import operator
+from itertools import permutations
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ class Sequences(NamedTuple):
     """Sequences of spikes, one per lane, and what is to be answered."""
 
     x: Tensor  # (T, B, n) zeros and ones, torch's default dtype
-    target: Tensor  # (B,) int64 classes
+    target: Tensor  # (B,) int64 classes; (T, B) where each step has its own
     weights: Tensor  # (T,) the loss's weights: equal where the answer is asked for, 0 elsewhere; they sum to 1
 
 
@@ -236,6 +237,131 @@ def drifting_bump(
         (classes * speed[:, 0]).long(),
         _last_steps(steps, 1, device),
     )
+
+
+def order_of_patterns(
+    lanes: int,
+    *,
+    patterns: int = 2,
+    channels: int = 40,
+    pattern: int = 10,
+    gap: int = 20,
+    delay: int = 20,
+    answer: int = 5,
+    rate: float = 0.4,
+    noise: float = 0.05,
+    generator: torch.Generator | None = None,
+) -> Sequences:
+    """In which order did the patterns come? Each is shown once, and asked for after a delay.
+
+        steps      pattern, gap, pattern, gap, ..., pattern       delay        answer
+        channels   the pattern's own at `rate`, others `noise`    at `noise`   at `noise`
+        go         0                                              0            1
+
+    Each of the patterns has `channels / patterns` channels. The classes are the `patterns!` orders, numbered as
+    `itertools.permutations` gives them. Counts over the whole sequence say nothing: all have the same.
+
+    Args:
+        lanes: B.
+        patterns: how many there are, at least 2; each lane's order is drawn with equal probability.
+        channels: inputs that carry patterns and noise, a multiple of `patterns`.
+        pattern: steps that one is shown for.
+        gap: steps between two of them, 0 or more.
+        delay: steps between the last and the answer, 0 or more.
+        answer: steps of the answer; only there the weights are above 0.
+        rate: spikes per step of a pattern's channels while it is shown, in [0, 1].
+        noise: spikes per step of all others, in [0, 1].
+        generator: what everything is drawn with.
+
+    Returns:
+        x (T, B, channels + 1), target (B,), weights (T,).
+
+    Raises:
+        TypeError: a size that is not a whole number.
+        ValueError: a size below 1, fewer than two patterns, channels that do not divide into patterns, a rate outside
+            [0, 1].
+
+    >>> x, target, _ = order_of_patterns(3, channels=4, pattern=2, gap=1, delay=1, answer=1, rate=1.0, noise=0.0)
+    >>> (x[0, :, 0] == 1 - target).all()    # class 0: the first pattern comes first
+    tensor(True)
+    """
+    where = "tasks.order_of_patterns"
+    sizes = (("lanes", lanes), ("patterns", patterns), ("channels", channels), ("pattern", pattern), ("answer", answer))
+    for name, size in sizes:
+        _checks.at_least_one(where, name, size)
+    _at_least_zero(where, "gap", gap)
+    _at_least_zero(where, "delay", delay)
+    _checks.fraction(where, "rate", rate)
+    _checks.fraction(where, "noise", noise)
+    if patterns < 2 or channels % patterns:
+        raise ValueError(
+            f"{where}: expected two or more patterns, and channels that are a multiple of them, got {patterns} "
+            f"patterns and {channels} channels. Each pattern has channels / patterns of them."
+        )
+    device = _device(generator)
+    orders = torch.tensor(list(permutations(range(patterns))), device=device)
+    target = torch.randint(len(orders), (lanes,), generator=generator, device=device)
+    group = torch.arange(channels, device=device) // (channels // patterns)
+    steps = patterns * (pattern + gap) - gap + delay + answer
+    chances = torch.full((steps, lanes, channels + 1), noise, device=device)
+    for place in range(patterns):
+        begin = place * (pattern + gap)
+        shown = orders[target, place][:, None]
+        chances[begin : begin + pattern, :, :channels] = torch.where(group == shown, rate, noise)
+    chances[..., -1] = 0
+    chances[-answer:, :, -1] = 1
+    return Sequences(torch.bernoulli(chances, generator=generator), target, _last_steps(steps, answer, device))
+
+
+def copy_memory(
+    lanes: int,
+    *,
+    symbols: int = 8,
+    length: int = 10,
+    delay: int = 50,
+    generator: torch.Generator | None = None,
+) -> Sequences:
+    """Say again, in order, what was shown before a delay: the copy memory problem.
+
+        steps      length                delay            length
+        inputs     one symbol a step     none, then go    none
+        target     any                   any              the symbols, in order
+
+    One input per symbol, and one that fires in the last step of the delay. Hochreiter & Schmidhuber 1997 and Arjovsky
+    et al. 2016, arXiv:1511.06464, where blanks count too; here the weights are above 0 while the answer is due alone,
+    so that chance is 1 / symbols.
+
+    Args:
+        lanes: B.
+        symbols: how many there are, drawn with equal probability.
+        length: how many are shown.
+        delay: steps until they are to be said, at least 1.
+        generator: what everything is drawn with.
+
+    Returns:
+        x (T, B, symbols + 1) with T = 2 length + delay; target (T, B), the symbol of each step, 0 where the weights
+        are; weights (T,).
+
+    Raises:
+        TypeError: a size that is not a whole number.
+        ValueError: a size below 1.
+
+    >>> x, target, weights = copy_memory(1, symbols=3, length=2, delay=1)
+    >>> torch.equal(x[:2, 0, :3].argmax(-1), target[3:, 0]), weights
+    (True, tensor([0.0000, 0.0000, 0.0000, 0.5000, 0.5000]))
+    """
+    where = "tasks.copy_memory"
+    for name, size in (("lanes", lanes), ("symbols", symbols), ("length", length), ("delay", delay)):
+        _checks.at_least_one(where, name, size)
+    device = _device(generator)
+    steps = 2 * length + delay
+    shown = torch.randint(symbols, (length, lanes), generator=generator, device=device)
+    x = torch.zeros(steps, lanes, symbols + 1, device=device)
+    x[:length, :, :symbols] = torch.nn.functional.one_hot(shown, symbols).to(x)
+    x[length + delay - 1, :, -1] = 1
+    target = torch.zeros(steps, lanes, dtype=torch.int64, device=device)
+    target[-length:] = shown
+    return Sequences(x, target, _last_steps(steps, length, device))
 
 
 def _device(generator: torch.Generator | None) -> torch.device:

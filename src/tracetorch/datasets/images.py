@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DATA_VARIABLE = "TRACETORCH_DATA"
-"""The environment variable that names the folder where MNIST is looked for."""
+from .. import _checks
+from .files import DATA_VARIABLE, missing
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -69,7 +69,7 @@ def digits(*, test_fraction: float = 0.2, seed: int = 0) -> Images:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        raise _missing("digits", "scikit-learn") from error
+        raise missing("digits", "scikit-learn") from error
     pixels, classes = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(
         pixels, classes, test_size=test_fraction, random_state=seed, stratify=classes
@@ -122,6 +122,61 @@ def mnist(
     return images
 
 
+# -- the same images over time -----------------------------------------------------------------------------------------
+
+
+def rows(x: Tensor) -> Tensor:
+    """The rows of square images as steps: (B, n * n) -> (n, B, n). MNIST row by row has 28 steps of 28 inputs.
+
+    Raises:
+        ValueError: x is no batch of square images.
+
+    >>> rows(torch.arange(4.0).view(1, 4))
+    tensor([[[0., 1.]],
+    <BLANKLINE>
+            [[2., 3.]]])
+    """
+    side = math.isqrt(x.shape[-1])
+    if x.ndim != 2 or side * side != x.shape[-1]:
+        raise ValueError(f"rows: expected square images of shape (B, n * n), got {tuple(x.shape)}. Flatten them first.")
+    return x.view(len(x), side, side).transpose(0, 1)
+
+
+def pixels(x: Tensor, order: Tensor | None = None) -> Tensor:
+    """The pixels as steps of a single input: (B, n) -> (n, B, 1). MNIST pixel by pixel has 784 steps.
+
+    Args:
+        x: images (B, n).
+        order: (n,) the order in which pixels come, such as `permutation(784)`; by default row by row.
+
+    Raises:
+        ValueError: x is no batch of flat images; an order that has not each pixel once.
+
+    >>> pixels(torch.tensor([[5.0, 6.0]]), order=torch.tensor([1, 0])).flatten()
+    tensor([6., 5.])
+    """
+    if x.ndim != 2:
+        raise ValueError(f"pixels: expected images of shape (B, n), got {tuple(x.shape)}. Flatten them first.")
+    if order is not None:
+        if not torch.equal(order.sort().values, torch.arange(x.shape[1], device=order.device)):
+            raise ValueError(
+                f"pixels: expected order to have each of {x.shape[1]} pixels once, got shape {tuple(order.shape)}. "
+                f"Give permutation({x.shape[1]})."
+            )
+        x = x[:, order]
+    return x.t()[..., None]
+
+
+def permutation(count: int, seed: int = 0) -> Tensor:
+    """A random order (n,) of n pixels, the same for a seed wherever it is drawn: permuted MNIST's.
+
+    >>> permutation(5)
+    tensor([2, 0, 1, 3, 4])
+    """
+    _checks.at_least_one("permutation", "count", count)
+    return torch.from_numpy(np.random.RandomState(seed).permutation(count))
+
+
 # -- where the files are -----------------------------------------------------------------------------------------------
 
 
@@ -149,7 +204,7 @@ def _download(urls: Sequence[str], hashes: Mapping[str, str], cache: str | Path 
     try:
         import pooch
     except ImportError as error:
-        raise _missing("mnist", "pooch") from error
+        raise missing("mnist", "pooch") from error
     folder = pooch.os_cache("tracetorch") / "mnist" if cache is None else Path(cache)
     return {name.removesuffix(".gz"): _retrieve(name, urls, hashes, folder) for name in hashes}
 
@@ -173,13 +228,6 @@ def _retrieve(name: str, urls: Sequence[str], hashes: Mapping[str, str], folder:
     raise kind(
         f"mnist: expected a mirror to send {name}, none did. Get the files {', '.join(hashes)} some other way, put "
         f"them into a folder, and give it: --data DIR, {DATA_VARIABLE}=DIR or mnist(DIR). Tried: {'; '.join(failures)}."
-    )
-
-
-def _missing(where: str, package: str) -> ImportError:
-    return ImportError(
-        f"{where}: expected {package} to be installed, but it cannot be imported. "
-        f"Run pip install 'tracetorch-online[data]'."
     )
 
 

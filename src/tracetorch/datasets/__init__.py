@@ -1,0 +1,56 @@
+"""Data to learn from: images, and recordings over time. Whatever else yields tensors does as well.
+
+Shapes: N images of n pixels, in [0, 1]; T steps, B lanes, n channels of spikes.
+"""
+
+from .events import SHD_CHANNELS, from_events, heidelberg, read_heidelberg
+from .files import DATA_VARIABLE
+from .images import (
+    MIRRORS,
+    MNIST_HASHES,
+    PIXELS,
+    TEST_IMAGES,
+    TEST_LABELS,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
+    Images,
+    digits,
+    mnist,
+    permutation,
+    pixels,
+    rows,
+)
+from .recordings import Batch, Recordings, StreamWindow, stream
+from .spoken import Sound, SpikeEncoder, SpokenDigits, read_wav, spoken_digits
+from .watch import smartwatch
+
+__all__ = [
+    "DATA_VARIABLE",
+    "MIRRORS",
+    "MNIST_HASHES",
+    "PIXELS",
+    "SHD_CHANNELS",
+    "TEST_IMAGES",
+    "TEST_LABELS",
+    "TRAIN_IMAGES",
+    "TRAIN_LABELS",
+    "Batch",
+    "Images",
+    "Recordings",
+    "Sound",
+    "SpikeEncoder",
+    "SpokenDigits",
+    "StreamWindow",
+    "digits",
+    "from_events",
+    "heidelberg",
+    "mnist",
+    "permutation",
+    "pixels",
+    "read_heidelberg",
+    "read_wav",
+    "rows",
+    "smartwatch",
+    "spoken_digits",
+    "stream",
+]
