@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from own_neuron import ThresholdLinear
 from tracetorch import testing
 from tracetorch.nn.online import Online
 from tracetorch.rules import Rule
@@ -212,4 +213,13 @@ CONTAINERS = [
         ),
     ),
 ]
-ALL += CONVOLUTION + CONTAINERS
+OWN = [
+    Case("a neuron of one's own", lambda rule: ThresholdLinear(N, M, **(LEARNED | F64), rule=rule)),
+    Case(
+        "a neuron of one's own, deep",
+        lambda rule: tt.Sequential(
+            ThresholdLinear(N, HIDDEN, **(LEARNED | F64)), hidden(HIDDEN, M), tt.LI(M, M, **F64), rule=rule
+        ),
+    ),
+]
+ALL += CONVOLUTION + CONTAINERS + OWN

@@ -11,6 +11,7 @@ from cases import (
     HIDDEN,
     MIXED,
     ONE_LAYER,
+    OWN,
     RULES,
     UNDER_A_LINEAR_HEAD,
     WINDOWS,
@@ -26,7 +27,7 @@ from tracetorch import testing
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("case", ONE_LAYER + UNDER_A_LINEAR_HEAD, ids=str)
+@pytest.mark.parametrize("case", ONE_LAYER + UNDER_A_LINEAR_HEAD + OWN[:1], ids=str)
 def test_input_trace_is_exact_with_any_window(case: Case, window: int) -> None:
     equals_bptt(*case.make(tt.InputTrace()), window)
 
@@ -64,7 +65,7 @@ def test_input_trace_is_approximate_in_deep_models_and_truncated_more_so(case: C
 
 @pytest.mark.parametrize("window", [1, 3, 7])
 @pytest.mark.parametrize(
-    "case", [case for case in ONE_LAYER + UNDER_A_LINEAR_HEAD + DEEP if case.name != "a Softmax inside"], ids=str
+    "case", [case for case in ONE_LAYER + UNDER_A_LINEAR_HEAD + DEEP + OWN if case.name != "a Softmax inside"], ids=str
 )
 def test_a_masked_reset_is_a_fresh_start(case: Case, window: int) -> None:
     model, x, ls = case.make(tt.InputTrace())

@@ -81,4 +81,15 @@ def test_options_out_of_range_are_refused(run_example, capsys):
 
 def test_every_example_is_tested():
     scripts = {path.stem for path in EXAMPLES.glob("*.py") if not path.name.startswith("_")}
-    assert scripts == {"lif_memory", "classification", "mnist"}
+    assert scripts == {"lif_memory", "classification", "mnist", "convolution", "own_neuron", "recurrence"}
+
+
+@pytest.mark.parametrize(("name", "least"), [("convolution", 0.9), ("own_neuron", 0.9), ("recurrence", 0.9)])
+def test_what_the_tutorials_run(name: str, least: float, capsys: pytest.CaptureFixture[str]) -> None:
+    """As their pages have it, and shown there whole."""
+    result = importlib.import_module(name).main()
+    assert min(result.values() if isinstance(result, dict) else [result]) > least
+
+
+def test_a_neuron_of_ones_own_takes_one_short_file() -> None:
+    assert len((EXAMPLES / "own_neuron.py").read_text().splitlines()) < 80

@@ -4,6 +4,7 @@ from .branches import Concat, Parallel, Residual
 from .layer import Layer
 from .li import LI
 from .lif import ALIF, IF, LIF, Synaptic
+from .neuron import MembraneNeuron
 from .online import no_learning
 from .sequential import Sequential
 from .softmax import Softmax
@@ -17,6 +18,7 @@ __all__ = [
     "Concat",
     "Layer",
     "MaskedLinear",
+    "MembraneNeuron",
     "Parallel",
     "Residual",
     "Sequential",

@@ -3,80 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..functional import rate, scan
-from ..functional.scan import Reverse, Scan, State, Values
-from ..functional.trace import Stage
+from ..functional.scan import Reverse, State, Values
 from ..rules.base import Rule, Tape
 from .constraint import OneOrEach, membrane_decay
 from .layer import Layer
+from .neuron import MembraneNeuron
 
 
-class LIRecord(NamedTuple):
-    """What the reverse scan needs."""
-
-    mem: Tensor  # (K, B, m) membrane after each step
-
-
-class LINeuron:
+class LINeuron(MembraneNeuron):
     """The dynamics of `LI`."""
 
     name = "LI"
-    spiking = False
-    resets_to_zero = False
-    direct = ()
 
-    def rest(self, zeros: Tensor) -> State:
-        """Membranes at zero."""
-        return State(zeros)
+    def emit(self, mem: Tensor, values: Values) -> Tensor:  # noqa: ARG002
+        """The membrane."""
+        return mem
 
-    def scan(self, values: Values, current: Tensor, start: State) -> Scan:
-        """A window of steps."""
-        mem = scan.li(current, start.mem, values["beta"])
-        return Scan(mem, LIRecord(mem), State(mem[-1].clone()))
+    def slope(self, tape: Tape) -> Tensor | None:
+        """1: the output is the membrane."""
+        return torch.ones_like(tape.record.mem)
 
-    def reverse(
-        self,
-        tape: Tape,
-        ls: Tensor | None,
-        wanted: Collection[str],
-        ahead: State | None = None,
-    ) -> Reverse:
+    def reverse(self, tape: Tape, ls: Tensor | None, wanted: Collection[str], ahead: State | None = None) -> Reverse:
         """The window backwards."""
         mem: Tensor = tape.record.mem
         if ls is not None:
             ls = ls.expand(len(mem), *ls.shape[1:-2], *mem.shape[-2:])
         run = scan.li_reverse(ls, mem, tape.start, tape.values["beta"], ahead)
         return run._replace(own={name: run.own[name] for name in wanted})
-
-    def chain(self, values: Values, name: str) -> tuple[Stage, ...]:  # noqa: ARG002
-        """The membrane."""
-        return (Stage("mem", "beta", values["beta"]),)
-
-    def drive(self, tape: Tape, name: str) -> Tensor:  # noqa: ARG002
-        """`v_{t-1}`, for beta."""
-        return scan.previous(tape.record.mem, tape.start.mem)
-
-    def slope_drive(self, tape: Tape, name: str) -> Tensor:
-        """There is no such parameter."""
-        raise NotImplementedError
-
-    def slope(self, tape: Tape) -> Tensor | None:
-        """1: the output is the membrane."""
-        return torch.ones_like(tape.record.mem)
-
-    def output(self, tape: Tape) -> Tensor:
-        """The membranes."""
-        mem: Tensor = tape.record.mem
-        return mem
-
-    def silent(self, tape: Tape) -> Tensor:
-        """Always."""
-        return torch.ones_like(tape.record.mem)
 
     def rate(self, name: str) -> rate.RateEstimate | None:  # noqa: ARG002
         """The membrane that a constant current settles at."""
