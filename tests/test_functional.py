@@ -1,5 +1,7 @@
 """`functional/` against autograd, with smooth stand-ins for the step, and against definitions written out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -132,16 +134,21 @@ def test_traces_advance_as_defined(decay: float | list[float]) -> None:
     torch.testing.assert_close(one_by_one, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["LIF", "with all that there is"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dtype_is_kept(dtype: torch.dtype) -> None:
+def test_dtype_is_kept(dtype: torch.dtype, full: bool) -> None:
     current, mem = torch.ones(K, B, M, dtype=dtype), torch.zeros(B, M, dtype=dtype)
-    half = torch.tensor(0.5, dtype=dtype)
-    values = dict.fromkeys(("beta", "threshold", "alpha", "rho", "kappa"), half)
-    start, form = scan.State(mem, mem, mem, mem), scan.Form(firing.Spike(), delayed=True, attached=True, gain="leak")
+    names = ("beta", "threshold", "alpha", "rho", "kappa") if full else ("beta", "threshold")
+    values = dict.fromkeys(names, torch.tensor(0.5, dtype=dtype))
+    start, form = scan.State(mem), scan.Form(firing.Spike())
+    if full:
+        start, form = scan.State(mem, mem, mem, mem), replace(form, delayed=True, attached=True, gain="leak")
     run = scan.spiking(current, start, values, form)
     reverse = scan.spiking_reverse(current, run.record, start, values, form, values)
-    made = [run.y, run.record.u, run.record.cur, run.record.adapt, *run.state, reverse.g, *reverse.leftover]
-    assert {t.dtype for t in (*made, *reverse.own.values())} == {dtype}
+    made = [run.y, *run.record, *run.state, reverse.g, *reverse.first, *reverse.leftover, *reverse.own.values()]
+    assert {t.dtype for t in made if t is not None} == {dtype}
+    if full:
+        assert all(t is not None for t in (*run.record[2:], *run.state, *reverse.leftover))
 
 
 def test_the_average_of_a_lane_that_has_seen_nothing_is_zero() -> None:

@@ -61,6 +61,25 @@ def test_slices_of_the_weights_add_up_to_the_whole() -> None:
     torch.testing.assert_close(torch.cat([p.ls for p in parts]), whole.ls)
 
 
+@pytest.mark.parametrize("of", ["mse", "cross_entropy", "nll"])
+def test_each_lane_may_have_its_own_weights(of: str) -> None:
+    """The mean over lanes of each lane's loss with its weights: in the whole, in windows, and step by step."""
+    torch.manual_seed(2)
+    y, index, weights = torch.rand(K, B, M, **F64), torch.randint(M, (B,)), torch.rand(K, B, **F64)
+    weights[2:, 0] = 0  # this lane has ended
+    function, target = getattr(tt.loss, of), torch.rand(B, M, **F64) if of == "mse" else index
+    whole = function(y, target, weights)
+    lanes = [function(y[:, b : b + 1], target[b : b + 1], weights[:, b]) for b in range(B)]
+    torch.testing.assert_close(whole.loss, sum(lane.loss for lane in lanes) / B)
+    torch.testing.assert_close(whole.ls, torch.cat([lane.ls for lane in lanes], dim=1) / B)
+    assert not whole.ls[2:, 0].any()
+    windows = [function(y[i : i + 3], target, weights[i : i + 3]) for i in (0, 3)]
+    steps = [function(y[t], target, weights[t]) for t in range(K)]
+    for parts, ls in ((windows, torch.cat([p.ls for p in windows])), (steps, torch.stack([p.ls for p in steps]))):
+        torch.testing.assert_close(sum(part.loss for part in parts), whole.loss)
+        torch.testing.assert_close(ls, whole.ls)
+
+
 def test_a_likelihood_of_zero_stays_finite() -> None:
     pair = tt.loss.nll(torch.tensor([[0.0, 1.0]]), torch.tensor([0]))
     assert torch.isfinite(pair.loss)
@@ -87,7 +106,17 @@ def test_signal_of_any_function() -> None:
         (
             lambda y: tt.loss.mse(y, y, torch.ones(3)),
             ValueError,
-            r"expected one weight per step, shape \(4,\), got \(3,\)",
+            r"expected one weight per step, shape \(4,\), or one per step and lane, shape \(4, 3\), got \(3,\)",
+        ),
+        (
+            lambda y: tt.loss.nll(y, torch.zeros(B, dtype=torch.int64), torch.ones(B, K)),
+            ValueError,
+            r"or one per step and lane, shape \(4, 3\), got \(3, 4\)",
+        ),
+        (
+            lambda y: tt.loss.mse(y, y, [1.0] * K),
+            TypeError,
+            "expected weights to be a tensor, got list",
         ),
         (lambda y: tt.loss.cross_entropy(y, torch.zeros(B)), TypeError, "expected target to be int64 class indices"),
         (

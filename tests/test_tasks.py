@@ -1,11 +1,13 @@
 """Tasks over time: their shapes, their rates, their answers, their generators."""
 
+from itertools import permutations
+
 import pytest
 import torch
 
 from tracetorch import tasks
 
-TASKS = [tasks.delayed_cue, tasks.evidence_accumulation]
+TASKS = [tasks.delayed_cue, tasks.evidence_accumulation, tasks.order_of_patterns, tasks.copy_memory]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -23,13 +25,16 @@ def test_the_generator_decides(task) -> None:
     assert torch.equal(one.weights, other.weights)
 
 
-@pytest.mark.parametrize(("task", "steps", "inputs", "answer"), [(TASKS[0], 65, 41, 5), (TASKS[1], 2250, 40, 150)])
+@pytest.mark.parametrize(
+    ("task", "steps", "inputs", "answer"),
+    [(TASKS[0], 65, 41, 5), (TASKS[1], 2250, 40, 150), (TASKS[2], 65, 41, 5), (TASKS[3], 70, 9, 10)],
+)
 def test_shapes_and_weights(task, steps: int, inputs: int, answer: int) -> None:
     x, target, weights = task(3)
     assert x.shape == (steps, 3, inputs)
     assert x.dtype == torch.get_default_dtype()
     assert set(x.unique().tolist()) == {0.0, 1.0}
-    assert (target.shape, target.dtype) == ((3,), torch.int64)
+    assert (target.shape, target.dtype) == ((steps, 3) if task is tasks.copy_memory else (3,), torch.int64)
     assert weights.shape == (steps,)
     assert weights.nonzero().flatten().tolist() == list(range(steps - answer, steps))
     assert weights.sum().item() == pytest.approx(1)
@@ -43,8 +48,14 @@ def many_cues(**options) -> tasks.Sequences:
 
 
 def test_the_classes_are_equally_frequent() -> None:
-    for drawn in (tasks.delayed_cue(4000, delay=0, generator=generator()), many_cues()):
-        frequency = torch.bincount(drawn.target) / len(drawn.target)
+    copied = tasks.copy_memory(4000, length=1, delay=1, generator=generator())
+    for target in (
+        tasks.delayed_cue(4000, delay=0, generator=generator()).target,
+        many_cues().target,
+        tasks.order_of_patterns(4000, patterns=3, channels=6, generator=generator()).target,
+        copied.target[-1],
+    ):
+        frequency = torch.bincount(target) / len(target)
         torch.testing.assert_close(frequency, torch.full_like(frequency, 1 / len(frequency)), atol=0.03, rtol=0)
 
 
@@ -114,6 +125,38 @@ def test_recall_and_noise_have_their_times_and_rates() -> None:
     assert ((right - left).sum(0) > 0).long().eq(target).float().mean() > 0.97  # the counts of spikes tell nearly all
 
 
+# -- order_of_patterns and copy_memory ---------------------------------------------------------------------------------
+
+
+def test_the_order_is_read_off_through_noise_and_not_from_counts() -> None:
+    x, target, _ = tasks.order_of_patterns(1000, patterns=3, channels=60, generator=generator())
+    groups = x[..., :-1].unflatten(-1, (3, -1)).mean(-1)  # (T, B, pattern)
+    shown = torch.stack([groups[begin : begin + 10].mean(0).argmax(-1) for begin in (0, 30, 60)], dim=1)
+    orders = torch.tensor(list(permutations(range(3))))
+    assert torch.equal(shown, orders[target])
+    most = groups.sum(0).argmax(-1)
+    told = (orders[target, 0] == most).float().mean().item()
+    assert told == pytest.approx(1 / 3, abs=0.05)  # chance: the pattern with most spikes is any
+    assert groups[70:].mean().item() == pytest.approx(0.05, abs=0.003)  # nothing is shown in the delay and the answer
+
+
+def test_patterns_have_their_times() -> None:
+    x = tasks.order_of_patterns(5, channels=4, pattern=3, gap=2, delay=4, answer=2, rate=1.0, noise=0.0).x
+    assert x.shape == (14, 5, 5)
+    assert x[..., :-1].sum(-1).T.tolist() == [[2, 2, 2, 0, 0, 2, 2, 2, 0, 0, 0, 0, 0, 0]] * 5
+    assert x[..., -1].T.tolist() == [[0] * 12 + [1] * 2] * 5
+
+
+def test_a_copy_needs_all_symbols_in_order() -> None:
+    x, target, weights = tasks.copy_memory(500, symbols=4, length=3, delay=2, generator=generator())
+    assert x[:3].sum(-1).eq(1).all()  # one symbol in each step
+    asked = weights > 0
+    assert torch.equal(x[:3, :, :4].argmax(-1), target[asked])
+    for guess in (x[:1, :, :4].argmax(-1).expand(3, -1), torch.zeros(3, 500)):  # the first one again; always one
+        right = guess.eq(target[asked]).float().mean(1)
+        assert right[1:].tolist() == pytest.approx([0.25, 0.25], abs=0.06)
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -134,6 +177,16 @@ def test_recall_and_noise_have_their_times_and_rates() -> None:
         (TASKS[1], {"group": 0}, ValueError, "expected group to be a whole number of at least 1, got 0"),
         (TASKS[1], {"rate": float("nan")}, ValueError, r"expected rate in \[0, 1\], got nan"),
         (TASKS[1], {"favoured": 2.0}, ValueError, r"expected favoured in \[0, 1\], got 2.0"),
+        (TASKS[2], {"lanes": 0}, ValueError, "tasks.order_of_patterns: expected lanes to be a whole number"),
+        (TASKS[2], {"patterns": 1}, ValueError, "expected two or more patterns, .* got 1 patterns and 40 channels"),
+        (TASKS[2], {"patterns": 3}, ValueError, "a multiple of them, got 3 patterns and 40 channels"),
+        (TASKS[2], {"gap": -1}, ValueError, "expected gap to be a whole number of at least 0, got -1"),
+        (TASKS[2], {"delay": 0.5}, TypeError, "expected delay to be a whole number of at least 0, got 0.5"),
+        (TASKS[2], {"rate": 1.5}, ValueError, r"expected rate in \[0, 1\], got 1.5"),
+        (TASKS[3], {"lanes": 0}, ValueError, "tasks.copy_memory: expected lanes to be a whole number"),
+        (TASKS[3], {"symbols": 2.5}, TypeError, "expected symbols to be a whole number of at least 1, got 2.5"),
+        (TASKS[3], {"length": 0}, ValueError, "expected length to be a whole number of at least 1, got 0"),
+        (TASKS[3], {"delay": 0}, ValueError, "expected delay to be a whole number of at least 1, got 0"),
     ],
 )
 def test_bad_arguments_are_refused(task, options: dict, kind: type[Exception], message: str) -> None:

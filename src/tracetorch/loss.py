@@ -2,8 +2,8 @@
 
 Shapes: y is (K, B, m) from a window, (B, m) from a single step, or (m,) from a single step of a single lane. All losses
 are the mean over lanes of the weighted sum over the window's steps. `weights` (K,) are by default uniform and sum to 1
-over the window; when a sequence is cut into windows, give slices of weights made for the whole, such as `ramp(T)`. They
-may be (K, B), others for each lane, where sequences differ in length.
+over the window; when a sequence is cut into windows, give slices of weights made for the whole, such as `ramp(T)`.
+Where sequences differ in length, they may be (K, B), each lane's own, or (B,) for a single step.
 """
 
 from __future__ import annotations
@@ -176,12 +176,12 @@ def _scale(where: str, y: Tensor, weights: Tensor | None) -> Tensor:
         weights = torch.full((steps,), 1 / steps, dtype=y.dtype, device=y.device)
     elif not isinstance(weights, Tensor):
         raise TypeError(f"{where}: expected weights to be a tensor, got {type(weights).__name__}.")
-    elif y.ndim == 3 and weights.shape == y.shape[:-1]:
+    elif y.ndim > 1 and weights.shape == y.shape[:-1]:
         return (weights.to(y) / lanes)[..., None]
     elif weights.numel() != steps or weights.ndim > 1:
         raise ValueError(
-            f"{where}: expected one weight per step, shape ({steps},), got {tuple(weights.shape)}. "
-            f"Slice the weights to the window's steps."
+            f"{where}: expected one weight per step, shape ({steps},), or one per step and lane, shape "
+            f"{tuple(y.shape[:-1])}, got {tuple(weights.shape)}. Slice the weights to the window's steps."
         )
     return (weights.to(y) / lanes).view([steps, 1, 1] if y.ndim == 3 else [1] * y.ndim)
 

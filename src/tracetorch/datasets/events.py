@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import operator
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,11 @@ def read_heidelberg(
 
     Raises:
         ImportError: h5py is not installed.
-        ValueError: a step not above 0; spikes of a channel that there is not.
+        ValueError: a step or longest not above 0; spikes of a channel that there is not, or before the start.
     """
     _checks.positive("read_heidelberg", "step", step)
+    if longest is not None:
+        _checks.positive("read_heidelberg", "longest", longest)
     try:
         import h5py
     except ImportError as error:
@@ -124,16 +126,19 @@ def from_events(
     """Recordings of anything whose items are (events, class), as the data sets of `tonic` have them.
 
     Channels are counted over polarity, then y, then x: `(p * height + y) * width + x`. Several events of a channel in
-    one step count as one. `tonic` need not be installed for this.
+    one step count as one, and time starts with the first event. `tonic` need not be installed for this.
 
     Args:
-        items: pairs of a structured array with the fields t, x and p, perhaps y, and a class.
-        sensor: (width, height, polarities), as `tonic` calls a data set's `sensor_size`.
-        step: of time, in the unit of t: usually microseconds.
-        longest: in the unit of t, after which a recording is cut.
+        items: pairs of a structured array with the fields t, x and p, perhaps y, and a class: an iterable, or a data
+            set with a length and indices.
+        sensor: (width, height, polarities), as `tonic` calls a data set's `sensor_size`. With one polarity, p is not
+            looked at: data sets write 0 or 1 for it.
+        step: of time, in microseconds, as t is.
+        longest: microseconds after which a recording is cut; by default it ends with its last event.
 
     Raises:
-        ValueError: a sensor that is no triple of sizes; a step not above 0; events outside of the sensor; no items.
+        ValueError: a sensor that is no triple of sizes; a step or longest not above 0; events outside of the sensor; no
+            items.
 
     >>> events = np.array([(0, 1, 0, 0), (2500, 0, 1, 1)], dtype=[("t", int), ("x", int), ("y", int), ("p", int)])
     >>> found = from_events([(events, 3)], (2, 2, 2))
@@ -141,6 +146,8 @@ def from_events(
     ([[0, 1], [2, 6]], tensor([3]))
     """
     _checks.positive("from_events", "step", step)
+    if longest is not None:
+        _checks.positive("from_events", "longest", longest)
     try:
         width, height, polarities = (operator.index(size) for size in sensor)
     except (TypeError, ValueError):
@@ -149,9 +156,10 @@ def from_events(
             f"sensor_size."
         ) from None
     binned, labels = [], []
-    for events, label in items:
+    for events, label in _each(items):
+        x = events["x"].astype(np.int64)
         y = events["y"].astype(np.int64) if "y" in (events.dtype.names or ()) else 0
-        x, p = events["x"].astype(np.int64), events["p"].astype(np.int64)
+        p = events["p"].astype(np.int64) if polarities > 1 else 0
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (p >= 0) & (p < polarities)
         if not np.all(inside):
             raise ValueError(
@@ -168,6 +176,13 @@ def from_events(
     return _recordings(binned, np.asarray(labels), step / 1e6, width * height * polarities)
 
 
+def _each(items: Iterable[tuple[Any, int]]) -> Iterable[tuple[Any, int]]:
+    """The items by their indices where they have some: not every data set raises IndexError where they end."""
+    if isinstance(items, Sized) and hasattr(items, "__getitem__"):
+        return (items[i] for i in range(len(items)))
+    return items
+
+
 def _binned(where: str, times: np.ndarray, units: np.ndarray, channels: int, longest: float | None) -> np.ndarray:
     """Spikes (T, channels), packed, of times in steps."""
     units = np.asarray(units, dtype=np.int64)
@@ -175,6 +190,8 @@ def _binned(where: str, times: np.ndarray, units: np.ndarray, channels: int, lon
         raise ValueError(
             f"{where}: expected channels from 0 to {channels - 1}, got {units.min()} to {units.max()}. Give channels=."
         )
+    if len(times) and not 0 <= times.min() <= times.max() < np.inf:
+        raise ValueError(f"{where}: expected times from 0 on, got {times.min()} to {times.max()} steps.")
     index = np.floor(times).astype(np.int64)
     if longest is not None:
         units, index = units[index < longest], index[index < longest]

@@ -136,10 +136,10 @@ def rows(x: Tensor) -> Tensor:
     <BLANKLINE>
             [[2., 3.]]])
     """
-    side = math.isqrt(x.shape[-1])
-    if x.ndim != 2 or side * side != x.shape[-1]:
+    side = math.isqrt(x.shape[-1]) if x.ndim == 2 else 0
+    if x.ndim != 2 or side * side != x.shape[1]:
         raise ValueError(f"rows: expected square images of shape (B, n * n), got {tuple(x.shape)}. Flatten them first.")
-    return x.view(len(x), side, side).transpose(0, 1)
+    return x.reshape(len(x), side, side).transpose(0, 1)
 
 
 def pixels(x: Tensor, order: Tensor | None = None) -> Tensor:
@@ -168,13 +168,21 @@ def pixels(x: Tensor, order: Tensor | None = None) -> Tensor:
 
 
 def permutation(count: int, seed: int = 0) -> Tensor:
-    """A random order (n,) of n pixels, the same for a seed wherever it is drawn: permuted MNIST's.
+    """A random order (n,) of n pixels, int64, the same for a seed wherever it is drawn: permuted MNIST's.
+
+    Args:
+        count: n.
+        seed: of the draw, with numpy's Mersenne twister, which stays as it is.
+
+    Raises:
+        TypeError: a count that is not a whole number.
+        ValueError: a count below 1.
 
     >>> permutation(5)
     tensor([2, 0, 1, 3, 4])
     """
     _checks.at_least_one("permutation", "count", count)
-    return torch.from_numpy(np.random.RandomState(seed).permutation(count))
+    return torch.from_numpy(np.random.RandomState(seed).permutation(count).astype(np.int64))
 
 
 # -- where the files are -----------------------------------------------------------------------------------------------

@@ -101,16 +101,15 @@ class Recordings:
             f"{int(lengths.min())} to {int(lengths.max())} steps)"
         )
 
-    def subset(self, chosen: Tensor) -> Recordings:
+    def subset(self, chosen: Sequence[int] | Tensor) -> Recordings:
         """Those chosen by a (N,) bool mask or by their indices, in that order.
 
         Raises:
-            ValueError: none is chosen.
+            TypeError: neither bool nor whole numbers.
+            IndexError: an index of a recording that there is not.
+            ValueError: none is chosen; a mask of another length.
         """
-        chosen = torch.as_tensor(chosen)
-        indices = chosen.nonzero()[:, 0] if chosen.dtype == torch.bool else chosen
-        if len(indices) == 0:
-            raise ValueError("Recordings.subset: expected at least one recording to be chosen, got none.")
+        indices = self._indices("Recordings.subset", chosen)
         parts = [self._packed[self._starts[i] : self._starts[i + 1]] for i in indices.tolist()]
         return Recordings(
             np.concatenate(parts),
@@ -122,13 +121,24 @@ class Recordings:
             **{name: values[indices].numpy() for name, values in self._about.items()},
         )
 
-    def batch(self, indices: Sequence[int] | Tensor) -> Batch:
-        """The recordings at these indices side by side."""
-        chosen = [self[int(i)] for i in indices]
-        x = torch.nn.utils.rnn.pad_sequence(chosen).to(torch.get_default_dtype())
-        lengths = torch.tensor([len(recording) for recording in chosen])
-        mask = (torch.arange(len(x))[:, None] < lengths).to(x)
-        return Batch(x, self.label[torch.as_tensor(indices)], mask)
+    def batch(self, chosen: Sequence[int] | Tensor) -> Batch:
+        """Those chosen side by side, by a (N,) bool mask or by their indices.
+
+        Raises:
+            TypeError: neither bool nor whole numbers.
+            IndexError: an index of a recording that there is not.
+            ValueError: none is chosen; a mask of another length.
+
+        >>> x, target, mask = Recordings(np.ones((5, 1), dtype=bool), [0, 3, 5], [4, 6]).batch([0, 1])
+        >>> weights = mask / mask.sum(0)    # of a loss: each recording's steps have 1 together
+        >>> weights.T
+        tensor([[0.3333, 0.3333, 0.3333],
+                [0.5000, 0.5000, 0.0000]])
+        """
+        indices = self._indices("Recordings.batch", chosen)
+        x = torch.nn.utils.rnn.pad_sequence([self[i] for i in indices.tolist()]).to(torch.get_default_dtype())
+        mask = (torch.arange(len(x))[:, None] < self.steps[indices]).to(x)
+        return Batch(x, self.label[indices], mask)
 
     def batches(self, lanes: int, generator: torch.Generator | None = None, *, shuffle: bool = True) -> Iterator[Batch]:
         """All recordings once, `lanes` at a time (the last batch may be smaller).
@@ -145,13 +155,33 @@ class Recordings:
         order = torch.randperm(len(self), generator=generator) if shuffle else torch.arange(len(self))
         return (self.batch(part) for part in torch.split(order, lanes))
 
+    def _indices(self, where: str, chosen: Sequence[int] | Tensor) -> Tensor:
+        """The indices (M,), counted from 0, that a mask or indices choose."""
+        asked = torch.as_tensor(chosen)
+        if asked.numel() == 0 or (asked.dtype == torch.bool and not asked.any()):
+            raise ValueError(f"{where}: expected at least one recording to be chosen, got none.")
+        if asked.is_floating_point() or asked.is_complex():
+            raise TypeError(f"{where}: expected indices or a bool mask, got {asked.dtype}. Convert it with .long().")
+        if asked.ndim != 1 or (asked.dtype == torch.bool and len(asked) != len(self)):
+            raise ValueError(
+                f"{where}: expected indices of shape (M,), or a bool mask of shape ({len(self)},), got {asked.dtype} "
+                f"of shape {tuple(asked.shape)}."
+            )
+        indices = asked.nonzero()[:, 0] if asked.dtype == torch.bool else asked.long()
+        if indices.min() < -len(self) or indices.max() >= len(self):
+            raise IndexError(
+                f"{where}: expected indices of {len(self)} recordings, got {int(indices.min())} to "
+                f"{int(indices.max())}."
+            )
+        return indices % len(self)
+
 
 class StreamWindow(NamedTuple):
-    """A window of a stream."""
+    """A window of a stream, K steps of B lanes."""
 
     x: Tensor  # (K, B, n) spikes, torch's default dtype
     target: Tensor  # (K, B) int64 the class of each step's recording
-    new: Tensor  # (B,) bool, the lanes in which a recording begins with this window: `model.reset(new)` before it
+    new: Tensor  # (B,) bool, the lanes in which a recording begins with this window
     mask: Tensor  # (K, B) 1 inside of recordings, 0 in the silence that fills a recording's last window
 
 
@@ -162,7 +192,8 @@ def stream(
 
     Each lane takes the next recording when its own has ended, so that all get about as many steps. A recording begins
     with a window; its last window is filled up with silence, where the mask is 0. The stream ends with the last
-    recording; lanes that have none left are silent until then.
+    recording; lanes that have none left are silent until then. Before each window but the first, a model forgets what
+    has ended: `model.reset(new)`.
 
     Args:
         recordings: to be streamed, each once.

@@ -65,19 +65,24 @@ def read_wav(path: str | Path) -> Sound:
     """A wav file of 8 or 16 bits; several channels are averaged.
 
     Raises:
-        ValueError: another width, or an empty file.
+        ValueError: another width or format, or an empty file.
     """
-    with wave.open(str(path), "rb") as file:
-        width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
-        content = file.readframes(file.getnframes())
+    try:
+        with wave.open(str(path), "rb") as file:
+            width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
+            content = file.readframes(file.getnframes())
+    except (wave.Error, EOFError) as error:
+        raise ValueError(
+            f"read_wav: expected {path} to be a wav file of PCM samples, got {str(error) or 'the end too early'}. "
+            f"Convert it to 16-bit PCM."
+        ) from error
     if width not in (1, 2) or not content:
         raise ValueError(
             f"read_wav: expected {path} to hold samples of 8 or 16 bits, got {8 * width} bits in {len(content)} bytes. "
             f"Convert it to 16-bit PCM."
         )
-    samples = np.frombuffer(content, np.uint8).astype(np.float64) - 128 if width == 1 else None
-    if samples is None:
-        samples = np.frombuffer(content, "<i2").astype(np.float64)
+    kind, zero = (np.dtype(np.uint8), 128) if width == 1 else (np.dtype("<i2"), 0)
+    samples = np.frombuffer(content, kind).astype(np.float64) - zero
     return Sound(samples.reshape(-1, channels).mean(1) / 2 ** (8 * width - 1), rate)
 
 
@@ -85,13 +90,17 @@ def read_wav(path: str | Path) -> Sound:
 class SpikeEncoder:
     """Makes spikes of sound: each mel band has a channel for what lasts, one for onsets and one for offsets.
 
-        e_t  = log10(power of the band in the frame around step t + floor)
-        m_t  = e_t, averaged over about `memory`                             the band's own running level
-        sustained: e_t > m_t + margin and e_t > loudest - range
-        onset:     e_t - e_{t-1} > change          offset: e_{t-1} - e_t > change;   both within `range` too
+        e_t      = log10(power of the band in the frame around step t + 1e-10)       of the sound over its peak
+        quiet    = max over steps and bands of e - span
+        m_{t+1}  = keep m_t + (1 - keep) max(e_t, quiet)      keep = exp(-step / memory), m_0 = quiet
+        sustained: e_t > m_t + margin      and e_t > quiet
+        onset:     e_t - e_{t-1} > change  and e_t > quiet
+        offset:    e_{t-1} - e_t > change  and e_t or e_{t-1} > quiet
 
     The layout is that of `spoken_digits`: bands * 3 channels, first all sustained, then all onsets, then all offsets, a
-    step of 5 ms. It is not the program that made that file: spikes of the same sound are alike and not the same.
+    step of 5 ms. It is not the program that made that file, of which no description is at hand, and spikes of the same
+    sound differ: a sustained channel of the file never fires in two steps in a row, these do while the sound lasts.
+    Train and test on recordings of one encoder.
 
     Args:
         bands: mel bands.
@@ -166,12 +175,14 @@ class SpikeEncoder:
                 f"SpikeEncoder: expected at least {2 * self.high:g} samples per second for bands up to {self.high:g} "
                 f"Hz, got {rate}. Give a lower high=."
             )
-        level = self._levels(samples, rate)
-        loud = level > level.max() - self.span if level.max() > _FLOOR_LEVEL else np.zeros(level.shape, dtype=bool)
+        peak = float(np.abs(samples).max())
+        level = self._levels(samples / (peak or 1), rate)
+        quiet = float(level.max()) - self.span
+        loud = level > max(quiet, _FLOOR_LEVEL + 1)  # where all is silence, nothing is loud
         rise = np.diff(level, axis=0, prepend=level[:1])
         heard = loud | np.roll(loud, 1, axis=0)  # what has just ended too
         heard[0] = loud[0]
-        spikes = [loud & (level > self._running(level) + self.margin), loud & (rise > self.change)]
+        spikes = [loud & (level > self._running(level, quiet) + self.margin), loud & (rise > self.change)]
         return torch.from_numpy(np.concatenate([*spikes, heard & (-rise > self.change)], axis=1))
 
     def _levels(self, samples: np.ndarray, rate: int) -> np.ndarray:
@@ -197,18 +208,18 @@ class SpikeEncoder:
         filters[np.arange(self.bands), nearest] = np.maximum(filters[np.arange(self.bands), nearest], 0.5)
         return filters
 
-    def _running(self, level: np.ndarray) -> np.ndarray:
+    def _running(self, level: np.ndarray, quiet: float) -> np.ndarray:
         """m, (T, bands): the average before each step, from silence."""
         keep = np.exp(-self.step / self.memory)
         running = np.empty_like(level)
-        now = np.full(level.shape[1], level.max() - self.span)
+        now = np.full(level.shape[1], quiet)
         for t, e in enumerate(level):
             running[t] = now
-            now = keep * now + (1 - keep) * np.maximum(e, level.max() - self.span)
+            now = keep * now + (1 - keep) * np.maximum(e, quiet)
         return running
 
 
-_FLOOR_LEVEL = -10.0  # the logarithm of a power that counts as none
+_FLOOR_LEVEL = -10.0  # the logarithm of a power that counts as none, the sound's peak being 1
 
 
 def _mel(frequency: float) -> float:

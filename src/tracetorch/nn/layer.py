@@ -95,6 +95,7 @@ class Layer(Online):
         self._banks: list[Bank] = []
         self._warned_of_range = False
         self._own_rule: Rule | None = None
+        self._known_synapse: synapses.Synapse | None = None  # as it was last looked at
         self._model_rule: Rule | None = None
         where = type(self).__name__
         self.synapse = synapses.made(where, in_features, out_features, synapse, bias, device, dtype)
@@ -307,7 +308,10 @@ class Layer(Online):
 
     @property
     def _synapse(self) -> synapses.Synapse:
-        return synapses.Synapse(type(self).__name__, self.synapse)
+        known = self._known_synapse
+        if known is None or known.module is not self.synapse or known.weight is not self.synapse.weight:
+            known = self._known_synapse = synapses.Synapse(type(self).__name__, self.synapse)
+        return known
 
     def _stored(self) -> dict[str, Tensor]:
         """The neuron's own parameters as they are now, () or one per neuron or channel."""
@@ -648,6 +652,7 @@ class Layer(Online):
             "_state": self._advanced_state(),
             "_segments": (),
             "_banks": [],
+            "_known_synapse": None,
         }
 
 
