@@ -42,7 +42,7 @@ def main(epochs: int = 4) -> float:
         for batch in torch.randperm(len(images.train_x)).split(LANES):
             model.reset()
             optimizer.zero_grad()
-            for x in as_current(images.train_x[batch]).split(4):     # windows of K = 4 steps
+            for x in as_current(images.train_x[batch]).split(4):  # windows of K = 4 steps
                 y = model.window(x)
                 model.backward(tt.loss.cross_entropy(y, images.train_y[batch]).ls)
             optimizer.step()

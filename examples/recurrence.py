@@ -17,7 +17,7 @@ def network(horizon: int | None = None, **options: object) -> tt.Sequential:
     """One recurrent layer with time constants of 2 to 30 steps, and a readout."""
     torch.manual_seed(0)
     taus = torch.logspace(0.3, 1.5, 64).tolist()
-    surrogate = tt.surrogate.ArcTan(width=0.3)                       # narrow: recurrent gradients explode otherwise
+    surrogate = tt.surrogate.ArcTan(width=0.3)  # narrow: recurrent gradients explode otherwise
     hidden = tt.LIF(41, 64, tau=taus, recurrent=True, self_connections=False, surrogate=surrogate, **options)
     return tt.Sequential(hidden, tt.LI(64, 2, tau=10.0), rule=tt.InputTrace(), horizon=horizon)
 
@@ -31,7 +31,7 @@ def learn(model: tt.Sequential, updates: int) -> float:
         x, target, weights = tasks.order_of_patterns(LANES)
         for part, w in zip(x.split(WINDOW), weights.split(WINDOW), strict=True):
             y = model.window(part)
-            if w.any():                                              # the answer is due: go back
+            if w.any():  # the answer is due: go back
                 model.backward(tt.loss.cross_entropy(y, target, w).ls)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
