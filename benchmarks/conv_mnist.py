@@ -84,7 +84,8 @@ LI readout (beta {readout}) of 512 inputs, its output compared with the digit at
 {lanes}, an update when a batch has been seen for {steps} steps; Adam, the gradient's norm clipped at 1, the learning
 rate falling along a cosine from the best of {rates}, chosen by training on {choose:,} images and testing on
 {held_out:,} other training images. K is the window: what is kept of the past besides it are the layers' traces. Accuracy
-on the 10,000 test images, mean and standard deviation of the seeds; seconds of training for both epochs, the median.
+on the 10,000 test images, mean and standard deviation of the seeds; seconds of training for both epochs, the median. Other
+programs ran beside the second and the third seed of `InputTrace`, whose first took 350 seconds.
 
 {table}
 

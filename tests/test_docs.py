@@ -70,6 +70,7 @@ def test_the_readmes_table_is_the_benchmarks(monkeypatch: pytest.MonkeyPatch) ->
         ("fidelity", "exactness"),
         ("rowwise_mnist", "rowwise-mnist"),
         ("spoken_digits", "spoken-digits"),
+        ("conv_mnist", "conv-mnist"),
         ("delayed_cue", "delayed-cue"),
         ("evidence", "evidence"),
     ],

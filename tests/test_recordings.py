@@ -14,7 +14,7 @@ import torch
 import tracetorch as tt
 from test_datasets import Mirror, mirrors  # noqa: F401
 from tracetorch import datasets, tasks
-from tracetorch.datasets import Recordings, SpikeEncoder
+from tracetorch.datasets import Recordings
 
 RATE = 8000
 
@@ -182,62 +182,59 @@ def tone(frequency: float, seconds: float = 0.3, rate: int = RATE, silence: floa
 @pytest.mark.parametrize("frequency", [200.0, 800.0, 2500.0])
 @pytest.mark.parametrize("rate", [8000, 16000])
 def test_a_tone_is_heard_in_its_band(frequency: float, rate: int) -> None:
-    encoder = SpikeEncoder()
-    spikes = encoder.encode(tone(frequency, rate=rate), rate)
+    spikes = datasets.encode_audio(0.05 * tone(frequency, rate=rate), rate)
     assert spikes.shape == (140, 120)
     sustained, onset, offset = spikes.split(40, dim=1)
-    mel = np.linspace(*(2595 * np.log10(1 + f / 700) for f in (encoder.low, encoder.high)), 42)[1:-1]
-    expected = np.abs(700 * (10 ** (mel / 2595) - 1) - frequency).argmin()
-    steps = torch.arange(140)[:, None]
-    loud = (sustained.sum(0) > 50).nonzero()[:, 0]  # a tone is as wide as the window's spectrum
-    assert expected in loud
-    assert abs(loud.double().mean() - expected) <= 1.5
-    assert onset[:35].sum() == 0
-    assert 36 < (onset[:, expected] * steps[:, 0]).sum() / onset[:, expected].sum() < 45  # it begins at step 40
-    assert 95 < (offset[:, expected] * steps[:, 0]).sum() / offset[:, expected].sum() < 106  # and ends at step 100
-    assert not spikes[:35].any()
+    mel = np.linspace(*(2595 * np.log10(1 + f / 700) for f in (60.0, 3900.0)), 42)[1:-1]
+    expected = int(np.abs(700 * (10 ** (mel / 2595) - 1) - frequency).argmin())
+    assert abs(int(sustained.sum(0).argmax()) - expected) <= 1
+    assert (onset[:, expected].nonzero().min(), offset[:, expected].nonzero().min()) >= (40, 100)  # begins and ends
+    assert onset[:, expected].nonzero().max() <= 50
+    assert offset[:, expected].nonzero().max() <= 110
+    assert not spikes[:40].any()
     assert not spikes[110:].any()
+    assert not (sustained[1:] & sustained[:-1]).any()  # it never fires twice in a row at this rate
 
 
-def test_silence_and_loudness_do_not_matter() -> None:
-    encoder = SpikeEncoder()
-    assert not encoder.encode(np.zeros(RATE), RATE).any()
-    assert torch.equal(encoder.encode(tone(500), RATE), encoder.encode(1000 * tone(500), RATE))
-    assert encoder.encode(np.ones(3), RATE).shape == (1, encoder.channels)
+def test_what_is_heard_later_changes_nothing_before() -> None:
+    sound = 0.05 * tone(700)
+    whole = datasets.encode_audio(sound, RATE)
+    assert torch.equal(datasets.encode_audio(sound[: RATE // 2], RATE), whole[:100])
+    assert not datasets.encode_audio(np.zeros(RATE), RATE).any()
+    stereo = np.stack([sound, sound], axis=1)
+    assert torch.equal(datasets.encode_audio(stereo, RATE), whole)
+    assert datasets.encode_audio(sound, RATE, reference_db=-60.0).sum() > whole.sum()
 
 
-@pytest.mark.parametrize(("width", "channels"), [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize(("width", "channels"), [(1, 1), (2, 1), (2, 2), (3, 1), (4, 2)])
 def test_wav_files_are_read(tmp_path: Path, width: int, channels: int) -> None:
-    sound = 0.5 * tone(500)
-    samples = np.round(sound * 127 + 128).astype(np.uint8) if width == 1 else np.round(sound * 32767).astype("<i2")
+    sound = 0.3 * tone(500)
+    full = np.round(sound * (2 ** (8 * width - 1) - 1)).astype(np.int64) + (128 if width == 1 else 0)
+    content = full.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :width]
     with wave.open(str(tmp_path / "tone.wav"), "wb") as file:
         file.setparams((channels, width, RATE, 0, "NONE", ""))
-        file.writeframes(np.repeat(samples, channels).tobytes())
-    found, rate = datasets.read_wav(tmp_path / "tone.wav")
-    assert rate == RATE
-    np.testing.assert_allclose(found, sound, atol=0.01)
-    encoder = SpikeEncoder(span=2.0)  # 8 bits are noisy
-    alike = (encoder.encode_wav(tmp_path / "tone.wav") == encoder.encode(sound, RATE)).float().mean()
-    assert alike > 0.98
+        file.writeframes(np.repeat(content, channels, axis=0).tobytes())
+    found, expected = datasets.encode_wav(tmp_path / "tone.wav"), datasets.encode_audio(sound, RATE)
+    assert (found == expected).double().mean() > (0.95 if width == 1 else 0.999)
 
 
 def test_what_cannot_be_encoded_is_refused(tmp_path: Path) -> None:
-    with wave.open(str(tmp_path / "deep.wav"), "wb") as file:
-        file.setparams((1, 3, RATE, 0, "NONE", ""))
-        file.writeframes(b"\x00" * 30)
-    with pytest.raises(ValueError, match=r"expected .*deep.wav to hold samples of 8 or 16 bits, got 24 bits"):
-        datasets.read_wav(tmp_path / "deep.wav")
-    for bad in (np.zeros((2, 2)), np.zeros(0), np.array([np.nan])):
-        with pytest.raises(ValueError, match=r"expected samples of shape \(S,\), finite, at least one"):
-            SpikeEncoder().encode(bad, RATE)
-    with pytest.raises(
-        ValueError, match=r"expected at least 8000 samples per second for bands up to 4000 Hz, got 4000"
-    ):
-        SpikeEncoder().encode(tone(100), 4000)
-    with pytest.raises(ValueError, match=r"expected low below high and frames of at least a step"):
-        SpikeEncoder(low=5000.0)
-    with pytest.raises(ValueError, match=r"expected margin to be a finite number above 0"):
-        SpikeEncoder(margin=0.0)
+    (tmp_path / "no.wav").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"encode_wav: expected .*no.wav to be an uncompressed WAV file"):
+        datasets.encode_wav(tmp_path / "no.wav")
+    for bad in (np.zeros((2, 2, 2)), np.zeros(3, dtype=complex)):
+        with pytest.raises(ValueError, match=r"samples of shape \(S,\) or \(S, channels\), floats or integers"):
+            datasets.encode_audio(bad, RATE)
+    with pytest.raises(ValueError, match=r"expected finite samples"):
+        datasets.encode_audio(np.full(100, np.nan), RATE)
+    with pytest.raises(ValueError, match=r"expected at least a step of 40 samples, got 3"):
+        datasets.encode_audio(np.zeros(3), RATE)
+    with pytest.raises(ValueError, match=r"expected 0 <= low_hz < high_hz <= half the rate, 2000"):
+        datasets.encode_audio(tone(100), 4000)
+    with pytest.raises(ValueError, match=r"expected window_ms of at least step_ms"):
+        datasets.encode_audio(tone(100), RATE, window_ms=1.0)
+    with pytest.raises(ValueError, match=r"expected reference_db to be a number, or one for each of 40 bands"):
+        datasets.encode_audio(tone(100), RATE, reference_db=[1.0, 2.0])
 
 
 # -- events ------------------------------------------------------------------------------------------------------------

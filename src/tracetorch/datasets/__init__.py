@@ -21,7 +21,7 @@ from .images import (
     rows,
 )
 from .recordings import Batch, Recordings, StreamWindow, stream
-from .spoken import Sound, SpikeEncoder, SpokenDigits, read_wav, spoken_digits
+from .spoken import SpokenDigits, encode_audio, encode_wav, spoken_digits
 from .watch import smartwatch
 
 __all__ = [
@@ -37,18 +37,17 @@ __all__ = [
     "Batch",
     "Images",
     "Recordings",
-    "Sound",
-    "SpikeEncoder",
     "SpokenDigits",
     "StreamWindow",
     "digits",
+    "encode_audio",
+    "encode_wav",
     "from_events",
     "heidelberg",
     "mnist",
     "permutation",
     "pixels",
     "read_heidelberg",
-    "read_wav",
     "rows",
     "smartwatch",
     "spoken_digits",
