@@ -52,6 +52,12 @@ NEURONS = {
     "adaptive, a value each": {"rho": EACH, "kappa": EACH, "learn_rho": True, "learn_kappa": True},
     "several spikes": {"firing": tt.firing.MultiSpike(), "threshold": 0.3},
     "several spikes, at most 2": {"firing": tt.firing.MultiSpike(most=2), "threshold": 0.3},
+    "several spikes zero attached": {
+        "firing": tt.firing.MultiSpike(),
+        "threshold": 0.3,
+        "reset": "zero",
+        "reset_gradient": "attached",
+    },
     "graded": {"firing": tt.firing.Graded()},
     "graded zero attached": {"firing": tt.firing.Graded(), "reset": "zero", "reset_gradient": "attached"},
     "graded adaptive": {"firing": tt.firing.Graded()} | ADAPTS,

@@ -165,7 +165,8 @@ def _unroll_lif(layer: LIF, xs: list[Tensor], attached: bool) -> list[Tensor]:
         y, s = _fire(p - theta_t, theta_t, firing)
         s_reset = s if attached else s.detach()
         if form.reset == "zero":
-            v = p * (1 - s_reset)  # of neurons that fire once at most
+            fired = (s_reset > 0).to(p) + s_reset - s_reset.detach()  # however often
+            v = p * (1 - fired)
         elif form.reset == "none" or form.delayed:
             v = p
         else:
