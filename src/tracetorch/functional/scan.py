@@ -181,7 +181,7 @@ def steps_of(record: Record, values: Values, form: Form) -> Steps:
     """What was in each step of a window."""
     theta = values["threshold"]
     if record.adapt is not None:
-        theta = theta + values["kappa"] * record.adapt
+        theta = torch.addcmul(theta, record.adapt, values["kappa"])  # as in the forward scan, to the last bit
     y = form.firing.emit(record.u, theta) if record.y is None else record.y
     return Steps(theta, y, form.firing.count(y))
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .. import _checks
-from ..functional.firing import Firing, Graded
+from ..functional.firing import Firing
 from ..functional.scan import Form
 from ..functional.surrogate import Surrogate
 from ..rules.base import Rule
@@ -251,7 +251,7 @@ def _form(
             f"{where}: expected reset_delay with reset='subtract', got {reset!r}. A reset to zero that comes before "
             f"the next input is the same as one at once."
         )
-    if delay and isinstance(chosen, Graded):
+    if delay and type(chosen).count is not Firing.count:  # its slope is another than that of what recurs
         raise ValueError(
             f"{where}: expected spikes that count with reset_delay, got {chosen!r}. Leave out reset_delay."
         )
