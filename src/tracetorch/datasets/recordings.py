@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -174,6 +175,20 @@ class Recordings:
                 f"{int(indices.max())}."
             )
         return indices % len(self)
+
+
+def read_packed(path: Path, *about: str) -> Recordings:
+    """The recordings of an npz file with packed spikes, and what it says `about` each of them."""
+    with np.load(path) as file:
+        return Recordings(
+            file["spikes"],
+            file["ptr"],
+            file["label"],
+            channels=int(file["channels"]),
+            step=float(file["step_ms"]) / 1000,
+            classes=file["classes"].tolist(),
+            **{name: file[name] for name in about},
+        )
 
 
 class StreamWindow(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _checks
 from .files import find
-from .recordings import Recordings
+from .recordings import Recordings, read_packed
 
 FSDD_FILE = "fsdd_spikes.npz"
 
@@ -38,18 +38,7 @@ def spoken_digits(data: str | Path | None = None) -> SpokenDigits:
     Raises:
         FileNotFoundError: the file is not there.
     """
-    with np.load(find("spoken_digits", FSDD_FILE, "fsdd", data)) as file:
-        found = Recordings(
-            file["spikes"],
-            file["ptr"],
-            file["label"],
-            channels=int(file["channels"]),
-            step=float(file["step_ms"]) / 1000,
-            classes=file["classes"].tolist(),
-            speaker=file["speaker"],
-            index=file["index"],
-            split=file["split"],
-        )
+    found = read_packed(find("spoken_digits", FSDD_FILE, "fsdd", data), "speaker", "index", "split")
     return SpokenDigits(found.subset(found.split == 0), found.subset(found.split == 2))
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from .files import find
-from .recordings import Recordings
+from .recordings import Recordings, read_packed
 
 WATCH_FILE = "watch.npz"
 
@@ -26,15 +24,4 @@ def smartwatch(data: str | Path | None = None) -> Recordings:
     Raises:
         FileNotFoundError: the file is not there.
     """
-    with np.load(find("smartwatch", WATCH_FILE, "watch", data)) as file:
-        return Recordings(
-            file["spikes"],
-            file["ptr"],
-            file["label"],
-            channels=int(file["channels"]),
-            step=float(file["step_ms"]) / 1000,
-            classes=file["classes"].tolist(),
-            subject=file["subject"],
-            side=file["side"],
-            group_test=file["group_test"],
-        )
+    return read_packed(find("smartwatch", WATCH_FILE, "watch", data), "subject", "side", "group_test")

@@ -91,6 +91,10 @@ class Stage(NamedTuple):
     decay: Tensor  # () or (m,), in [0, 1]
     gain: Tensor | float = 1.0  # on what comes in
 
+    def scaled(self, entering: Tensor) -> Tensor:
+        """What comes in, times the gain."""
+        return entering if isinstance(self.gain, float) and self.gain == 1 else self.gain * entering
+
 
 def advance_chain(traces: Tensor, drive: Tensor, chain: tuple[Stage, ...], kept: Tensor | None = None) -> Tensor:
     """Advance a chain of traces over a window.
@@ -116,7 +120,7 @@ def advance_chain(traces: Tensor, drive: Tensor, chain: tuple[Stage, ...], kept:
     if len(drive) == 1:
         return _one_step(traces, drive[0], chain)
     if len(chain) == 1:
-        return advance(traces[:, 0], _times(chain[0].gain, drive), chain[0].decay)[:, None]
+        return advance(traces[:, 0], chain[0].scaled(drive), chain[0].decay)[:, None]
     transition, response = _linear_system(traces, chain)
     responses = [response]  # A^k b, of an input k steps ago
     for _ in range(len(drive) - 1):
@@ -131,13 +135,9 @@ def advance_chain(traces: Tensor, drive: Tensor, chain: tuple[Stage, ...], kept:
 def _one_step(traces: Tensor, x_t: Tensor, chain: tuple[Stage, ...]) -> Tensor:
     after, entering = [], x_t
     for s, stage in enumerate(chain):
-        entering = torch.addcmul(_times(stage.gain, entering), traces[:, s], stage.decay)
+        entering = torch.addcmul(stage.scaled(entering), traces[:, s], stage.decay)
         after.append(entering)
     return torch.stack(after, 1)
-
-
-def _times(gain: Tensor | float, drive: Tensor) -> Tensor:
-    return drive if isinstance(gain, float) and gain == 1 else gain * drive
 
 
 def _linear_system(traces: Tensor, chain: tuple[Stage, ...]) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,8 @@ class MembraneRecord(NamedTuple):
 class MembraneNeuron:
     """Base of neurons whose state is one membrane, `v_t = beta * v_{t-1} + W x_t + b`, and that never reset it.
 
-    Subclasses write `output` and `slope`, and, where they have parameters besides beta, `own_gradients`, `direct` and
-    `slope_drive`. Shapes: K steps, B lanes, m neurons.
+    Subclasses write `emit` and `slope`, and, where they have parameters besides beta, `direct` and `per_membrane`.
+    Shapes: K steps, B lanes, m neurons.
     """
 
     name = "Membrane"

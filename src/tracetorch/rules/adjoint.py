@@ -213,7 +213,7 @@ def continued(
         elif driven is not None:
             adjoint = adjoint + driven
         found[stage.state] = adjoint
-        entering = adjoint if isinstance(stage.gain, float) and stage.gain == 1 else stage.gain * adjoint
+        entering = stage.scaled(adjoint)
     assert entering is not None
     return found, entering
 
