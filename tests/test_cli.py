@@ -197,7 +197,7 @@ def test_ctrl_c_ends_a_running_command_cleanly(tmp_path):
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         first = process.stdout.readline()
         assert first.startswith(b"digits: 1437 images")
-        time.sleep(3)  # some batches
+        time.sleep(10)  # some batches, after the kernels have been compiled
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from cases import F64, RULES, B, T
 from checks import equals_bptt, gradients_in, gradients_of, masked_reset_is_a_fresh_start
-from tracetorch import testing
+from tracetorch import kernels, testing
 from tracetorch.functional import scan
 from tracetorch.functional.scan import Form
 from tracetorch.nn.online import Online
@@ -267,6 +267,7 @@ FAULTS = [
 ]
 
 
+@kernels.reference()
 @pytest.mark.parametrize(("neuron", "place", "name", "fault"), FAULTS, ids=[f"{f[0]}, {f[2]}" for f in FAULTS])
 def test_a_fault_is_caught(neuron: str, place: object, name: str, fault: Callable, monkeypatch) -> None:
     """Each in the layer's own code: the reference has its own."""

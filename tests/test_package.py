@@ -14,6 +14,7 @@ SOURCE = Path(tt.__file__).parent
 LAYERS = [
     {"_checks"},
     {"functional"},
+    {"kernels"},
     {"rules"},
     {"nn"},
     {"encode", "loss", "metrics", "datasets", "health", "plot", "tasks"},

@@ -1,6 +1,6 @@
 """The exactness checks catch the mistakes that they are there for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -10,7 +10,7 @@ from torch import Tensor
 import tracetorch as tt
 from cases import DEEP, F64, HIDDEN, LEARNED, ONE_LAYER, Case, M, N, hidden
 from checks import equals_bptt, last_step_alone, masked_reset_is_a_fresh_start, relative_errors
-from tracetorch import testing
+from tracetorch import kernels, testing
 from tracetorch.functional import scan, surrogate, trace
 from tracetorch.functional.bank import Bank
 from tracetorch.nn import layer, streaming
@@ -22,6 +22,13 @@ LIF = ONE_LAYER[0]
 true_chain, true_reverse_scan = trace.advance_chain, scan.spiking_reverse
 true_scan = scan.spiking
 true_forget = Segment.forget
+
+
+@pytest.fixture(autouse=True)
+def _reference() -> Iterator[None]:
+    """Faults are planted in the reference; the kernels are held against that (tests/test_kernels.py)."""
+    with kernels.reference():
+        yield
 
 
 def in_place_of(change: Callable) -> Callable:

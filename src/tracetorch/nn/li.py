@@ -7,7 +7,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from ..functional import rate, scan
+from .. import kernels
+from ..functional import rate
 from ..functional.scan import Reverse, State, Values
 from ..rules.base import Rule, Tape
 from .constraint import OneOrEach, membrane_decay
@@ -33,7 +34,7 @@ class LINeuron(MembraneNeuron):
         mem: Tensor = tape.record.mem
         if ls is not None:
             ls = ls.expand(len(mem), *ls.shape[1:-2], *mem.shape[-2:])
-        run = scan.li_reverse(ls, mem, tape.start, tape.values["beta"], ahead)
+        run = kernels.li_reverse(ls, mem, tape.start, tape.values["beta"], ahead)
         return run._replace(own={name: run.own[name] for name in wanted})
 
     def rate(self, name: str) -> rate.RateEstimate | None:  # noqa: ARG002

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import kernels
 from ..functional import rate, scan
 from ..functional.scan import Reverse, Scan, State, Values
 from ..functional.trace import Stage
@@ -38,7 +39,7 @@ class MembraneNeuron:
 
     def scan(self, values: Values, current: Tensor, start: State) -> Scan:
         """A window of steps."""
-        mem = scan.li(current, start.mem, values["beta"])
+        mem = kernels.li(current, start.mem, values["beta"])
         return Scan(self.emit(mem, values), MembraneRecord(mem), State(mem[-1].clone()))
 
     def emit(self, mem: Tensor, values: Values) -> Tensor:
@@ -56,7 +57,7 @@ class MembraneNeuron:
             slope = self.slope(tape)
             assert slope is not None
             ls = slope * ls
-        run = scan.li_reverse(ls, mem, tape.start, tape.values["beta"], ahead)
+        run = kernels.li_reverse(ls, mem, tape.start, tape.values["beta"], ahead)
         others = {name: self._direct_gradient(tape, name, ls, mem) for name in wanted if name in self.direct}
         return run._replace(own={name: others[name] if name in others else run.own[name] for name in wanted})
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import rate, scan
+from .. import kernels
+from ..functional import rate
 from ..functional.scan import Reverse, Scan, State, Values
 from ..rules.base import Rule, Tape
 from .constraint import OneOrEach, membrane_decay
@@ -36,7 +37,7 @@ class SoftmaxNeuron(LINeuron):
 
     def scan(self, values: Values, current: Tensor, start: State) -> Scan:
         """A window of steps."""
-        mem = scan.li(current, start.mem, values["beta"])
+        mem = kernels.li(current, start.mem, values["beta"])
         probs = torch.softmax(mem, dim=-1)
         return Scan(self._sample(probs), SoftmaxRecord(mem, probs), State(mem[-1].clone()))
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import kernels
 from ..functional import rate, scan
 from ..functional.scan import Form, Record, Reverse, Scan, State, Values
 from ..functional.trace import Stage
@@ -48,11 +49,11 @@ class SpikingNeuron:
 
     def scan(self, values: Values, current: Tensor, start: State) -> Scan:
         """A window of steps."""
-        return scan.spiking(current, start, values, self.form)
+        return kernels.spiking(current, start, values, self.form)
 
     def reverse(self, tape: Tape, ls: Tensor | None, wanted: Collection[str], ahead: Any = None) -> Reverse:
         """The window backwards."""
-        return scan.spiking_reverse(ls, tape.record, tape.start, tape.values, self.form, wanted, ahead)
+        return kernels.spiking_reverse(ls, tape.record, tape.start, tape.values, self.form, wanted, ahead)
 
     def chain(self, values: Values, name: str) -> tuple[Stage, ...]:
         """The synaptic current, then the membrane; an adaptation by itself."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _checks
+from .. import _checks, kernels
 from ..functional import bank as banks
 from ..functional import trace
 from ..functional.bank import Bank
@@ -174,7 +174,7 @@ def advance_slopes(layer: LayerLike, old: SlopeTraces | None, tape: Tape, signal
     psi = layer.neuron.slope(tape)
     assert psi is not None
     ones = old.steps.new_ones(len(psi), 1, 1)
-    return SlopeTraces(trace.advance_bank(old.slope, psi, signal), trace.advance_bank(old.steps, ones, signal))
+    return SlopeTraces(kernels.advance_bank(old.slope, psi, signal), kernels.advance_bank(old.steps, ones, signal))
 
 
 def mean_slope(slopes: SlopeTraces | None) -> Tensor | None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..functional import trace
+from .. import kernels
 from ..functional.scan import Values
 from ..functional.trace import Stage
 from .adjoint import (
@@ -75,16 +75,16 @@ def advance_own(layer: LayerLike, old: OwnTraces, tape: Tape) -> OwnTraces:
     new = advance_survival(layer, old, tape)
     for name, taken in map_inputs(layer, tape).items():
         if is_shared(chain):
-            new[name] = trace.advance_chain(old[name], taken, chain)
+            new[name] = kernels.advance_chain(old[name], taken, chain)
         else:
-            new[name] = trace.advance_bank(old[name], taken, tape.nodes.own)
+            new[name] = kernels.advance_bank(old[name], taken, tape.nodes.own)
     if "bias" in old:
         ones = old["bias"].new_ones(len(tape.x), 1, 1).expand(-1, *old["bias"][:, 0].shape)
-        new["bias"] = trace.advance_chain(old["bias"], ones, chain, kept)
+        new["bias"] = kernels.advance_chain(old["bias"], ones, chain, kept)
     for name in own_parameters(layer, layer.learns):
         own = neuron.chain(values, name)
         ends = own[-1].state == chain[-1].state
-        new[name] = trace.advance_chain(old[name], neuron.drive(tape, name), own, kept if ends else None)
+        new[name] = kernels.advance_chain(old[name], neuron.drive(tape, name), own, kept if ends else None)
     return new
 
 

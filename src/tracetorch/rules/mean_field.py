@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 
 from torch import Tensor
 
-from ..functional import trace
+from .. import kernels
 from .adjoint import (
     AdjointRule,
     SlopeTraces,
@@ -121,9 +121,9 @@ class MeanField(AdjointRule):
         slope_drives = {}
         for name, before in old.slope_drives.items():
             assert signal is not None
-            slope_drives[name] = trace.advance_bank(before, layer.neuron.slope_drive(tape, name), signal)
+            slope_drives[name] = kernels.advance_bank(before, layer.neuron.slope_drive(tape, name), signal)
         return MeanFieldTraces(
-            {name: trace.advance_bank(old.drives[name], drive, own) for name, drive in drives.items()}
+            {name: kernels.advance_bank(old.drives[name], drive, own) for name, drive in drives.items()}
             | advance_survival(layer, old.drives, tape),
             advance_slopes(layer, old.slopes, tape, signal),
             slope_drives,

@@ -1,0 +1,135 @@
+"""The scans and traces as one fused loop each, where there is one for the device, the dtype and the neuron.
+
+Every function here has the signature of its namesake in `functional.scan` or `functional.trace`, which is the
+reference, and what is run where there is no kernel: a surrogate of the user's own, another dtype, another device, no
+numba. The choice is made here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..functional import scan, trace
+from ..functional.scan import Form, Record, Reverse, Scan, State, Values
+from ..functional.trace import Stage
+
+__all__ = ["advance_bank", "advance_chain", "li", "li_reverse", "reference", "spiking", "spiking_reverse"]
+
+_wanted: ContextVar[bool] = ContextVar("tracetorch_kernels", default=True)
+_cpu: ModuleType | None = None
+_looked_for_cpu = False
+
+
+@contextmanager
+def reference() -> Iterator[None]:
+    """Within this context the plain torch functions run, not the kernels: slower, and the same up to rounding.
+
+    >>> with reference():
+    ...     scan.li(torch.ones(2, 1, 1), torch.zeros(1, 1), torch.tensor(0.5)).flatten()
+    tensor([1.0000, 1.5000])
+    """
+    before = _wanted.set(False)
+    try:
+        yield
+    finally:
+        _wanted.reset(before)
+
+
+def _kernels(tensor: Tensor) -> ModuleType | None:
+    """The kernels for a tensor's device and dtype; None where there are none."""
+    if not tensor.is_cpu or not _wanted.get():
+        return None
+    kernels = _cpu if _looked_for_cpu else _look_for_cpu()
+    return kernels if kernels is not None and tensor.dtype in kernels.DTYPES else None
+
+
+def _look_for_cpu() -> ModuleType | None:
+    global _cpu, _looked_for_cpu
+    _looked_for_cpu = True
+    try:
+        from . import cpu
+    except ImportError as error:
+        warnings.warn(
+            f"tracetorch: expected numba, which its fast CPU kernels are compiled by, got {error!r}. All works without "
+            f"it, several times slower. Install it with 'pip install numba'.",
+            stacklevel=2,
+        )
+        return None
+    _cpu = cpu
+    return cpu
+
+
+def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
+    """See `functional.scan.spiking`; may use the memory of `current` for what it returns."""
+    kernels = _kernels(current)
+    if kernels is None or not kernels.knows(form):
+        return scan.spiking(current, start, values, form)
+    scanned: Scan = kernels.spiking(current.contiguous(), start, values, form)
+    return scanned
+
+
+def spiking_reverse(
+    ls: Tensor | None,
+    record: Record,
+    start: State,
+    values: Values,
+    form: Form,
+    wanted: Collection[str] = (),
+    ahead: State | None = None,
+) -> Reverse:
+    """See `functional.scan.spiking_reverse`."""
+    kernels = _kernels(record.u)
+    if kernels is None or not kernels.knows(form):
+        return scan.spiking_reverse(ls, record, start, values, form, wanted, ahead)
+    ls = None if ls is None else ls.contiguous()
+    ran: Reverse = kernels.spiking_reverse(ls, record, start, values, form, wanted, ahead)
+    return ran
+
+
+def li(current: Tensor, mem: Tensor, beta: Tensor) -> Tensor:
+    """See `functional.scan.li`."""
+    kernels = _kernels(current)
+    if kernels is None:
+        return scan.li(current, mem, beta)
+    out: Tensor = kernels.li(current.contiguous(), mem, beta)
+    return out
+
+
+def li_reverse(ls: Tensor | None, out: Tensor, start: State, beta: Tensor, ahead: State | None = None) -> Reverse:
+    """See `functional.scan.li_reverse`."""
+    kernels = _kernels(out)
+    if kernels is None or out.ndim != 3:
+        return scan.li_reverse(ls, out, start, beta, ahead)
+    ran: Reverse = kernels.li_reverse(None if ls is None else ls.contiguous(), out, start, beta, ahead)
+    return ran
+
+
+def advance_chain(traces: Tensor, drive: Tensor, chain: tuple[Stage, ...], kept: Tensor | None = None) -> Tensor:
+    """See `functional.trace.advance_chain`."""
+    kernels = _kernels(traces)
+    if kernels is None:
+        return trace.advance_chain(traces, drive, chain, kept)
+    kept = None if kept is None else kept.contiguous()
+    new: Tensor = kernels.advance_chain(traces.contiguous(), _spread(drive, traces), chain, kept)
+    return new
+
+
+def advance_bank(traces: Tensor, drive: Tensor, nodes: Tensor) -> Tensor:
+    """See `functional.trace.advance_bank`."""
+    kernels = _kernels(traces)
+    if kernels is None:
+        return trace.advance_bank(traces, drive, nodes)
+    new: Tensor = kernels.advance_bank(traces.contiguous(), _spread(drive, traces), nodes)
+    return new
+
+
+def _spread(drive: Tensor, traces: Tensor) -> Tensor:
+    """What drives (B, S, n) traces at each step, in full: (K, B, n)."""
+    return drive.expand(-1, traces.shape[0], traces.shape[2]).contiguous()
