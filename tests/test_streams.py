@@ -9,7 +9,7 @@ import torch
 
 import tracetorch as tt
 from cases import ALL, F64, HIDDEN, ONE_LAYER, RULES, Case, M, N, T, hidden
-from tracetorch import testing
+from tracetorch import kernels, testing
 from tracetorch.rules.base import Wanted
 
 WITH_MEAN_RATE = [*RULES, tt.MeanRate(value="measured"), tt.MeanRate(learn_decay=True)]
@@ -166,6 +166,7 @@ def test_each_parameter_can_be_frozen(frozen: str) -> None:
     testing.assert_gradients_close(actual, expected)
 
 
+@kernels.reference()
 def test_frozen_layers_below_cost_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tt.Sequential(hidden(), hidden(HIDDEN, HIDDEN), tt.LI(HIDDEN, M, **F64))
     model[0].requires_grad_(False)

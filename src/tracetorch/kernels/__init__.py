@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from ..functional import scan, trace
@@ -42,7 +41,7 @@ def reference() -> Iterator[None]:
         _wanted.reset(before)
 
 
-def _kernels(tensor: Tensor) -> ModuleType | None:
+def kernels_for(tensor: Tensor) -> ModuleType | None:
     """The kernels for a tensor's device and dtype; None where there are none."""
     if not tensor.is_cpu or not _wanted.get():
         return None
@@ -68,7 +67,7 @@ def _look_for_cpu() -> ModuleType | None:
 
 def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
     """See `functional.scan.spiking`; may use the memory of `current` for what it returns."""
-    kernels = _kernels(current)
+    kernels = kernels_for(current)
     if kernels is None or not kernels.knows(form):
         return scan.spiking(current, start, values, form)
     scanned: Scan = kernels.spiking(current.contiguous(), start, values, form)
@@ -85,7 +84,7 @@ def spiking_reverse(
     ahead: State | None = None,
 ) -> Reverse:
     """See `functional.scan.spiking_reverse`."""
-    kernels = _kernels(record.u)
+    kernels = kernels_for(record.u)
     if kernels is None or not kernels.knows(form):
         return scan.spiking_reverse(ls, record, start, values, form, wanted, ahead)
     ls = None if ls is None else ls.contiguous()
@@ -95,7 +94,7 @@ def spiking_reverse(
 
 def li(current: Tensor, mem: Tensor, beta: Tensor) -> Tensor:
     """See `functional.scan.li`."""
-    kernels = _kernels(current)
+    kernels = kernels_for(current)
     if kernels is None:
         return scan.li(current, mem, beta)
     out: Tensor = kernels.li(current.contiguous(), mem, beta)
@@ -104,7 +103,7 @@ def li(current: Tensor, mem: Tensor, beta: Tensor) -> Tensor:
 
 def li_reverse(ls: Tensor | None, out: Tensor, start: State, beta: Tensor, ahead: State | None = None) -> Reverse:
     """See `functional.scan.li_reverse`."""
-    kernels = _kernels(out)
+    kernels = kernels_for(out)
     if kernels is None or out.ndim != 3:
         return scan.li_reverse(ls, out, start, beta, ahead)
     ran: Reverse = kernels.li_reverse(None if ls is None else ls.contiguous(), out, start, beta, ahead)
@@ -113,7 +112,7 @@ def li_reverse(ls: Tensor | None, out: Tensor, start: State, beta: Tensor, ahead
 
 def advance_chain(traces: Tensor, drive: Tensor, chain: tuple[Stage, ...], kept: Tensor | None = None) -> Tensor:
     """See `functional.trace.advance_chain`."""
-    kernels = _kernels(traces)
+    kernels = kernels_for(traces)
     if kernels is None:
         return trace.advance_chain(traces, drive, chain, kept)
     kept = None if kept is None else kept.contiguous()
@@ -123,7 +122,7 @@ def advance_chain(traces: Tensor, drive: Tensor, chain: tuple[Stage, ...], kept:
 
 def advance_bank(traces: Tensor, drive: Tensor, nodes: Tensor) -> Tensor:
     """See `functional.trace.advance_bank`."""
-    kernels = _kernels(traces)
+    kernels = kernels_for(traces)
     if kernels is None:
         return trace.advance_bank(traces, drive, nodes)
     new: Tensor = kernels.advance_bank(traces.contiguous(), _spread(drive, traces), nodes)

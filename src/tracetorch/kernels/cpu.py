@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 from array import array
 from collections.abc import Collection, Sequence
@@ -46,6 +47,8 @@ _TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 _OWN = ("beta", "alpha", "threshold", "kappa", "rho")  # in the order of the table
 
 DTYPES = frozenset(_TYPES)
+BLOCK = loops.BLOCK
+SUBTRACT = loops.SUBTRACT
 
 
 def knows(form: Form) -> bool:
@@ -73,7 +76,7 @@ def run(name: str, dtype: torch.dtype, table: Sequence[int]) -> None:
     _compiled(name, dtype)(entries.buffer_info()[0])
 
 
-def _run_in_parts(name: str, dtype: torch.dtype, table: list[int], at: int, unit: int, work: int) -> None:
+def run_in_parts(name: str, dtype: torch.dtype, table: list[int], at: int, unit: int, work: int) -> None:
     """Run a kernel whose table has the range that it works on at `at` and `at + 1`, cut at multiples of `unit`."""
     threads = torch.get_num_threads()
     if threads == 1 or work < ENTRIES_FOR_THREADS or table[at + 1] < 2 * unit:
@@ -82,7 +85,7 @@ def _run_in_parts(name: str, dtype: torch.dtype, table: list[int], at: int, unit
     units = -(-table[at + 1] // unit)
     borders = [min(table[at + 1], units * k // threads * unit) for k in range(threads + 1)]
     parts = []
-    for begin, end in zip(borders, borders[1:], strict=False):
+    for begin, end in itertools.pairwise(borders):
         part = list(table)
         part[at], part[at + 1] = begin, end
         parts.append(_threads(threads).submit(run, name, dtype, part))
@@ -94,7 +97,8 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _constants(form: Form) -> array[float]:
+def constants_of(form: Form) -> array[float]:
+    """The numbers of a neuron: gain, width, most; 1 where the gain is 1 - beta instead."""
     emits = form.firing
     most = getattr(emits, "most", None)
     leaks = form.gain == "leak"
@@ -119,7 +123,7 @@ def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
     cur = torch.empty_like(current) if start.cur is not None or form.gain == "leak" else None
     adapt = None if start.adapt is None else torch.empty_like(current)
     draws = _draws(current, form.firing)
-    constants = _constants(form)
+    constants = constants_of(form)
     states = [_address(part) for pair in zip(start, after, strict=True) for part in pair]
     offset = [current, current, y, cur, adapt, draws]
     head = [
@@ -136,7 +140,7 @@ def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
     if "recurrent" not in values:
         current_, u_, y_, cur_, adapt_, draws_ = map(_address, offset)
         table = [steps, *head, current_, u_, y_, *states, cur_, adapt_, draws_, *parameters]
-        _run_in_parts("spiking", dtype, table, 3, loops.BLOCK, steps * size)
+        run_in_parts("spiking", dtype, table, 3, loops.BLOCK, steps * size)
     else:
         transposed, before, between = values["recurrent"].t(), start.spk, states
         step = size * current.element_size()
@@ -148,6 +152,16 @@ def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
             run("spiking", dtype, table)
             before, between = y[t], [_address(part) for part in after for _ in range(2)]
     return Scan(y, Record(current, None if form.firing.recomputable else y, cur, adapt), after)
+
+
+def firing_code(form: Form) -> int:
+    """The code of what a neuron emits."""
+    return _FIRINGS[type(form.firing)]
+
+
+def surrogate_code(form: Form) -> int:
+    """The code of its pseudo-derivative."""
+    return _SURROGATES[type(form.firing.surrogate)]
 
 
 def _draws(current: Tensor, emits: Firing) -> Tensor | None:
@@ -181,7 +195,7 @@ def spiking_reverse(
     leftover = State(*[None if part is None else u.new_empty(shape) for part in state])  # type: ignore[arg-type]
     first = State(u.new_empty(shape), None if start.cur is None else u.new_empty(shape))
     own = {name: u.new_empty(shape) for name in wanted}
-    constants = _constants(form)
+    constants = constants_of(form)
     emits = form.firing
     head = [size, m, 0, size]
     middle = [
@@ -209,7 +223,7 @@ def spiking_reverse(
         _recurrent_reverse(h, values["recurrent"], leftover, own, (head, middle, came, left, rest, sums, tail), form)
     elif probes == 1:
         table = [*head, 0, steps, *middle, *came, *left, *rest, *sums, *tail]
-        _run_in_parts("spiking_reverse", dtype, table, 2, loops.BLOCK, steps * size)
+        run_in_parts("spiking_reverse", dtype, table, 2, loops.BLOCK, steps * size)
     else:
         width = u.element_size()
         for probe in range(probes):
@@ -218,7 +232,7 @@ def spiking_reverse(
             shifted[9] += probe * width
             moved = [[p and p + here for p in part] for part in (came, left, rest, sums)]
             table = [*head, 0, steps, *shifted, *(p for part in moved for p in part), *tail]
-            _run_in_parts("spiking_reverse", dtype, table, 2, loops.BLOCK, steps * size)
+            run_in_parts("spiking_reverse", dtype, table, 2, loops.BLOCK, steps * size)
     return Reverse(h, first, leftover, own)
 
 
@@ -249,7 +263,7 @@ def li(current: Tensor, mem: Tensor, beta: Tensor) -> Tensor:
     out = torch.empty_like(current)
     size = lanes * m
     table = [steps, size, m, 0, size, current.data_ptr(), out.data_ptr(), mem.data_ptr(), beta.data_ptr(), beta.ndim]
-    _run_in_parts("li", current.dtype, table, 3, loops.BLOCK, steps * size)
+    run_in_parts("li", current.dtype, table, 3, loops.BLOCK, steps * size)
     return out
 
 
@@ -259,8 +273,8 @@ def li_reverse(ls: Tensor | None, out: Tensor, start: State, beta: Tensor, ahead
     size = lanes * m
     g, leftover, own = torch.empty_like(out), torch.empty_like(start.mem), torch.empty_like(start.mem)
     table = [steps, size, m, 0, size, _address(ls), out.data_ptr(), start.mem.data_ptr(), beta.data_ptr(), beta.ndim]
-    table += [0 if ahead is None else _address(ahead.mem), g.data_ptr(), leftover.data_ptr(), own.data_ptr()]
-    _run_in_parts("li_reverse", out.dtype, table, 3, loops.BLOCK, steps * size)
+    table += [0 if ahead is None else _address(ahead.mem), g.data_ptr(), leftover.data_ptr(), own.data_ptr(), 0]
+    run_in_parts("li_reverse", out.dtype, table, 3, loops.BLOCK, steps * size)
     return Reverse(g, State(g[0]), State(leftover), {"beta": own})
 
 
@@ -295,7 +309,7 @@ def _advance(
         each.extend((gain.data_ptr(), gain.ndim) if isinstance(gain, Tensor) else (0, 0))
     table = [len(drive), lanes, n, stages, side_by_side, 0, lanes, drive.data_ptr(), _address(kept)]
     table += [traces.data_ptr(), new.data_ptr(), each.buffer_info()[0]]
-    _run_in_parts("advance", traces.dtype, table, 5, 1, len(drive) * lanes * n)
+    run_in_parts("advance", traces.dtype, table, 5, 1, len(drive) * lanes * n)
     return new
 
 

@@ -354,17 +354,11 @@ def spiking_reverse(real: Any) -> Any:
         )
         out = carray(_pointer(a[33]), last * max(out_step, size), real)
         recorded, has_cur, adapts = a[17] != 0, a[21] != 0, a[19] != 0
-        wants_beta, wants_alpha, wants_theta, wants_kappa, wants_rho = (
-            a[34] != 0,
-            a[35] != 0,
-            a[36] != 0,
-            a[37] != 0,
-            a[38] != 0,
-        )
+        wants_beta, wants_alpha, wants_theta, wants_kappa = a[34] != 0, a[35] != 0, a[36] != 0, a[37] != 0
         wants_c = wants_theta or wants_kappa or adapts
         plain = firing <= STRICT and reset == SUBTRACT and not (adapts or delayed or attached or recorded)
         plain = plain and ls_kind <= 1 and a[26] == 0 and not wants_beta
-        block = np.zeros((26, BLOCK), real)
+        block = np.zeros((27, BLOCK), real)
         beta, theta, alpha, rho, kappa = block[0], block[1], block[2], block[3], block[4]
         dv, di, da, dy = block[5], block[6], block[7], block[8]
         e, g, h, u, theta_t, y, s, psi, counted = (
@@ -379,11 +373,12 @@ def spiking_reverse(real: Any) -> Any:
             block[17],
         )
         d_beta, d_alpha, d_theta, d_kappa, d_rho = block[18], block[19], block[20], block[21], block[22]
-        before, s_before, c = block[23], block[24], block[25]
+        before, s_before, c, total = block[23], block[24], block[25], block[26]
         for start in range(begin, end, BLOCK):
             n = min(BLOCK, end - start)
             block[5:9] = 0
             block[18:23] = 0
+            total[:] = 0
             _fill(beta, carray(_pointer(a[40]), m, real), a[41], start, n, m)
             _fill(theta, carray(_pointer(a[42]), m, real), a[43], start, n, m)
             if has_cur:
@@ -448,6 +443,9 @@ def spiking_reverse(real: Any) -> Any:
                     for i in range(n):
                         h[i] = gain * g[i] + di[i]
                 _store(out, t * out_step + start, h, n)
+                if a[39] != 0:
+                    for i in range(n):
+                        total[i] += h[i]
                 if wants_alpha:
                     if t > 0:
                         _load(before, curs, at - size, n)
@@ -455,9 +453,8 @@ def spiking_reverse(real: Any) -> Any:
                         _load(before, cur_0, start, n)
                     for i in range(n):
                         d_alpha[i] += h[i] * before[i]
-                if t == first and has_cur:
-                    if a[32] != 0:
-                        _store(carray(_pointer(a[32]), size, real), start, di, n)
+                if t == first and has_cur and a[32] != 0:
+                    _store(carray(_pointer(a[32]), size, real), start, di, n)
                 if has_cur:
                     for i in range(n):
                         di[i] = alpha[i] * h[i]
@@ -512,6 +509,8 @@ def spiking_reverse(real: Any) -> Any:
             for k in range(5):
                 if a[34 + k] != 0:
                     _store(carray(_pointer(a[34 + k]), size, real), start, block[18 + k], n)
+            if a[39] != 0:
+                _store(carray(_pointer(a[39]), size, real), start, total, n)
 
     return run
 
@@ -552,8 +551,8 @@ def li_reverse(real: Any) -> Any:
         mem_0, given = carray(_pointer(a[7]), size, real), carray(_pointer(a[8]), m, real)
         ahead, out = carray(_pointer(a[10]), size, real), carray(_pointer(a[11]), everything, real)
         leftover, own = carray(_pointer(a[12]), size, real), carray(_pointer(a[13]), size, real)
-        block = np.empty((5, BLOCK), real)
-        beta, dv, g, before, total = block[0], block[1], block[2], block[3], block[4]
+        block = np.empty((6, BLOCK), real)
+        beta, dv, g, before, total, summed = block[0], block[1], block[2], block[3], block[4], block[5]
         for start in range(begin, end, BLOCK):
             n = min(BLOCK, end - start)
             _fill(beta, given, a[9], start, n, m)
@@ -570,6 +569,9 @@ def li_reverse(real: Any) -> Any:
                     for i in range(n):
                         g[i] = dv[i]
                 _store(out, at, g, n)
+                if a[14] != 0:
+                    for i in range(n):
+                        summed[i] += g[i]
                 if a[13] != 0:
                     if t > 0:
                         _load(before, mem, at - size, n)
@@ -582,6 +584,8 @@ def li_reverse(real: Any) -> Any:
             _store(leftover, start, dv, n)
             if a[13] != 0:
                 _store(own, start, total, n)
+            if a[14] != 0:
+                _store(carray(_pointer(a[14]), size, real), start, summed, n)
 
     return run
 
@@ -639,6 +643,185 @@ def advance(real: Any) -> Any:
     return run
 
 
+def fold(real: Any) -> Any:
+    """`advance` for one trace with one decay, and the trace of ones of each lane; all steps of all lanes in a row."""
+
+    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    def run(address: int) -> None:
+        a = carray(_pointer(address), 12, np.int64)
+        steps, size, lanes, begin, end = a[0], a[1], a[2], a[3], a[4]
+        x, old, new = (
+            carray(_pointer(a[5]), steps * size, real),
+            carray(_pointer(a[6]), size, real),
+            carray(_pointer(a[7]), size, real),
+        )
+        decay = carray(_pointer(a[8]), 1, real)[0]
+        whole = 8 * BLOCK  # what is read of one step at a time: long enough for memory, short enough for the cache
+        for start in range(begin, end, whole):
+            n = min(whole, end - start)
+            z, before = new[start : start + n], old[start : start + n]
+            first = x[start : start + n]
+            for i in range(n):
+                z[i] = first[i] + before[i] * decay
+            for t in range(1, steps):
+                entering = x[t * size + start : t * size + start + n]
+                for i in range(n):
+                    z[i] = entering[i] + z[i] * decay
+        if a[9] != 0 and begin == 0:
+            ones, advanced = carray(_pointer(a[9]), lanes, real), carray(_pointer(a[10]), lanes, real)
+            for lane in range(lanes):
+                count = ones[lane]
+                for _ in range(steps):
+                    count = real(1) + count * decay
+                advanced[lane] = count
+
+    return run
+
+
+def bias(real: Any) -> Any:
+    """`sum over lanes of (sum_t g_t + a_0 N_0)`."""
+
+    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    def run(address: int) -> None:
+        a = carray(_pointer(address), 6, np.int64)
+        lanes, m = a[0], a[1]
+        total, out = carray(_pointer(a[2]), lanes * m, real), carray(_pointer(a[5]), m, real)
+        leftover, ones = carray(_pointer(a[3]), lanes * m, real), carray(_pointer(a[4]), lanes, real)
+        for i in range(m):
+            out[i] = real(0)
+        for lane in range(lanes):
+            part = total[lane * m : lane * m + m]
+            for i in range(m):
+                out[i] += part[i]
+            if a[4] != 0:
+                count, past = ones[lane], leftover[lane * m : lane * m + m]
+                for i in range(m):
+                    out[i] += count * past[i]
+
+    return run
+
+
+@njit(error_model="numpy", fastmath={"reassoc", "contract"})
+def _dot(w: Any, x: Any, n: int) -> float:
+    total = x.dtype.type(0)
+    for j in range(n):
+        total += w[j] * x[j]
+    return total
+
+
+def step(real: Any) -> Any:
+    """One step of a usual layer for few lanes: the traces of the step before, the product, the neuron."""
+
+    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    def run(address: int) -> None:
+        a = carray(_pointer(address), 24, np.int64)
+        lanes, n, m, firing = a[0], a[1], a[2], a[3]
+        x, weight = carray(_pointer(a[4]), lanes * n, real), carray(_pointer(a[5]), m * n, real)
+        bias_ = carray(_pointer(a[6]), m, real)
+        mem_0, mem_1 = carray(_pointer(a[7]), lanes * m, real), carray(_pointer(a[8]), lanes * m, real)
+        u, y = carray(_pointer(a[9]), lanes * m, real), carray(_pointer(a[10]), lanes * m, real)
+        beta = carray(_pointer(a[11]), 1, real)[0]
+        theta = carray(_pointer(a[12]), m, real)
+        theta_step = a[13]
+        zero, one = real(0), real(1)
+        for i in range(m):
+            row = weight[i * n : i * n + n]
+            offset = bias_[i] if a[6] != 0 else zero
+            for lane in range(lanes):
+                at = lane * m + i
+                p = _dot(row, x[lane * n : lane * n + n], n) + offset + mem_0[at] * beta
+                if firing < 0:
+                    mem_1[at] = p
+                    u[at] = p
+                    y[at] = p
+                    continue
+                w = p - theta[i * theta_step]
+                fires = w >= zero if firing == SPIKE else w > zero
+                u[at] = w
+                y[at] = one if fires else zero
+                mem_1[at] = w if fires else p
+        if a[14] != 0:
+            past, old, new = (
+                carray(_pointer(a[14]), lanes * n, real),
+                carray(_pointer(a[15]), lanes * n, real),
+                carray(_pointer(a[16]), lanes * n, real),
+            )
+            for j in range(lanes * n):
+                new[j] = past[j] + old[j] * beta
+            if a[17] != 0:
+                ones, advanced = carray(_pointer(a[17]), lanes, real), carray(_pointer(a[18]), lanes, real)
+                for lane in range(lanes):
+                    advanced[lane] = one + ones[lane] * beta
+
+    return run
+
+
+def step_reverse(real: Any) -> Any:
+    """The same backwards: the gradients of weights and bias, and dL/dx."""
+
+    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    def run(address: int) -> None:
+        a = carray(_pointer(address), 24, np.int64)
+        lanes, n, m, kind = a[0], a[1], a[2], a[3]
+        width = real(carray(_pointer(a[4]), 4, np.float64)[1])
+        x, z, ones = (
+            carray(_pointer(a[5]), lanes * n, real),
+            carray(_pointer(a[6]), lanes * n, real),
+            carray(_pointer(a[7]), lanes, real),
+        )
+        weight, u, ls = (
+            carray(_pointer(a[8]), m * n, real),
+            carray(_pointer(a[9]), lanes * m, real),
+            carray(_pointer(a[10]), lanes * m, real),
+        )
+        beta = carray(_pointer(a[11]), 1, real)[0]
+        d_weight, d_bias = carray(_pointer(a[12]), m * n, real), carray(_pointer(a[13]), m, real)
+        below = carray(_pointer(a[14]), lanes * n, real)
+        g, taken_ = np.empty(lanes * m, real), np.empty(lanes * n, real)
+        if kind >= 0:
+            _surrogate(g, u, lanes * m, kind, width)
+            for i in range(lanes * m):
+                g[i] *= ls[i]
+        else:
+            for i in range(lanes * m):
+                g[i] = ls[i]
+        if a[6] != 0:
+            for j in range(lanes * n):
+                taken_[j] = x[j] + beta * z[j]
+        else:
+            for j in range(lanes * n):
+                taken_[j] = x[j]
+        if a[12] != 0:
+            for i in range(m):
+                row = d_weight[i * n : i * n + n]
+                first, only = g[i], taken_[:n]
+                for j in range(n):
+                    row[j] = first * only[j]
+                for lane in range(1, lanes):
+                    factor, more = g[lane * m + i], taken_[lane * n : lane * n + n]
+                    for j in range(n):
+                        row[j] += factor * more[j]
+        if a[13] != 0:
+            for i in range(m):
+                d_bias[i] = real(0)
+            for lane in range(lanes):
+                count = real(1) + (beta * ones[lane] if a[7] != 0 else real(0))
+                for i in range(m):
+                    d_bias[i] += count * g[lane * m + i]
+        if a[14] != 0:
+            for lane in range(lanes):
+                out = below[lane * n : lane * n + n]
+                for j in range(n):
+                    out[j] = real(0)
+                for i in range(m):
+                    factor, row = g[lane * m + i], weight[i * n : i * n + n]
+                    if factor != real(0):
+                        for j in range(n):
+                            out[j] += factor * row[j]
+
+    return run
+
+
 def taken(real: Any) -> Any:
     """A copy of an input, and what there is to know of it: entries not finite, not 0, and neither 0 nor 1."""
 
@@ -669,5 +852,6 @@ def taken(real: Any) -> Any:
 
 
 KERNELS: dict[str, Callable[[Any], Any]] = {
-    kernel.__name__: kernel for kernel in (spiking, spiking_reverse, li, li_reverse, advance, taken)
+    kernel.__name__: kernel
+    for kernel in (spiking, spiking_reverse, li, li_reverse, advance, fold, bias, step, step_reverse, taken)
 }

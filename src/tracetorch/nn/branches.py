@@ -78,7 +78,10 @@ class Branches(Container):
             outputs.append(y)
             proposals += more
         sizes = [tuple(y.shape[2:]) for y in outputs]
-        return self._join(outputs), [*proposals, Proposal(self, (list(self), call.plans.get(id(self), []), sizes))]
+        return self._join(outputs), [
+            *proposals,
+            Proposal(self, (list(self._modules.values()), call.plans.get(id(self), []), sizes)),
+        ]
 
     def _commit(self, step: Any, call: Call) -> None:
         modules, self._places, self._sizes = step

@@ -13,7 +13,7 @@ from ..rules import Rule
 from .layer import DEFAULT_RULE, Layer, check_rule
 from .online import Online, Part
 from .stateless import Stateless
-from .streaming import Call, TapeKeeper, stale
+from .streaming import Call, TapeKeeper, stale, structure_changed
 
 
 class Container(Online, nn.Sequential):
@@ -27,6 +27,7 @@ class Container(Online, nn.Sequential):
     ) -> None:
         super().__init__()
         self._adapters: dict[str, Stateless] = {}
+        self._known_parts: tuple[list[nn.Module], list[tuple[str, Part]]] | None = None
         only = modules[0] if len(modules) == 1 else None
         for name, module in only.items() if isinstance(only, dict) else enumerate(modules):
             super().add_module(str(name), module)  # type: ignore[arg-type]
@@ -169,6 +170,8 @@ class Container(Online, nn.Sequential):
         except Exception:
             self._modules, self._adapters = before, adapters
             raise
+        finally:
+            structure_changed()
         self._adapters = {name: adapter for name, adapter in self._adapters.items() if name in self._modules}
         for part in self._parts():
             part._fold()
@@ -178,6 +181,9 @@ class Container(Online, nn.Sequential):
 
     def _named_parts(self) -> list[tuple[str, Part]]:
         """The children as parts: layers and models as they are, other modules through an adapter."""
+        modules = list(self._modules.values())
+        if self._known_parts is not None and self._known_parts[0] == modules:
+            return self._known_parts[1]
         parts: list[tuple[str, Part]] = []
         for name, module in self._modules.items():
             if isinstance(module, Online):
@@ -187,11 +193,12 @@ class Container(Online, nn.Sequential):
             if adapter is None or adapter.module is not module:
                 adapter = self._adapters[name] = Stateless(module)
             parts.append((name, adapter))
+        self._known_parts = cast(list[nn.Module], modules), parts
         return parts
 
     def _modules_as_run(self, call: Call) -> list[tuple[str, Part]]:
         """The parts, which must still be those that the call ran."""
-        if self._run is None or self._run[0] is not call or self._run[1] != list(self):
+        if self._run is None or self._run[0] is not call or self._run[1] != list(self._modules.values()):
             raise stale(type(self).__name__)
         return self._named_parts()
 
@@ -203,7 +210,13 @@ class Container(Online, nn.Sequential):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold no latest call."""
-        return super().__getstate__() | {"_run": None}
+        return super().__getstate__() | {"_run": None, "_known_parts": None}
+
+    def _trains(self) -> bool:
+        return any(part._trains() for _, part in self._named_parts())
+
+    def _windows_kept(self) -> int:
+        return self._named_parts()[0][1]._windows_kept()
 
     def _layers(self) -> dict[str, Layer]:
         return {
@@ -228,12 +241,18 @@ def feature_shape(module: nn.Module | None, known: bool) -> tuple[int | None, ..
     return module._feature_shape(known) if isinstance(module, Online) else None
 
 
-@contextmanager
-def named(container: nn.Module, name: str) -> Iterator[None]:
-    """Say in an error in which module it arose."""
-    try:
-        yield
-    except (ValueError, TypeError, RuntimeError) as error:
-        if type(error) not in (ValueError, TypeError, RuntimeError):
-            raise
-        raise type(error)(f"{type(container).__name__}, module {name}: {error}") from error
+class named:  # noqa: N801
+    """A context that says in an error in which module it arose."""
+
+    __slots__ = ("container", "name")
+
+    def __init__(self, container: nn.Module, name: str) -> None:
+        self.container, self.name = container, name
+
+    def __enter__(self) -> None:
+        """Nothing."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """Raise the error with the module's name before it."""
+        if kind in (ValueError, TypeError, RuntimeError):
+            raise kind(f"{type(self.container).__name__}, module {self.name}: {error}") from error  # type: ignore[misc]

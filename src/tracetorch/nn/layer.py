@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 
-from .. import _checks
+from .. import _checks, kernels
 from ..functional import scan
 from ..functional.bank import Bank
 from ..functional.scan import Scan, Values
@@ -21,6 +21,7 @@ from .constraint import Constrained, Positive, UnitInterval
 from .online import Online, PartBackward, Proposal, Rescaling, fits, shown
 from .state import LayerState, flatten, restored
 from .streaming import Call, Handed, LayerPlan, Plans, TapeKeeper, full_precision, marked, stale
+from .usual import Usual, is_usual
 
 DEFAULT_RULE = InputTrace()
 INPUT_RATE = 0.1  # the input that initialisation assumes: Bernoulli spikes at this rate per step
@@ -46,6 +47,7 @@ class LayerStep(NamedTuple):
     record: Any
     segments: tuple[Segment, ...]  # empty where nothing is being learned
     plan: LayerPlan | None  # None there
+    usual: Usual | None = None  # where it was run as a usual layer
 
 
 def check_rule(where: str, rule: object) -> None:
@@ -96,6 +98,8 @@ class Layer(Online):
         self._warned_of_range = False
         self._own_rule: Rule | None = None
         self._known_synapse: synapses.Synapse | None = None  # as it was last looked at
+        self._known_values: tuple[list[tuple[Tensor, int]], dict[str, Tensor]] | None = None  # likewise
+        self._usual: Usual | None = None
         self._model_rule: Rule | None = None
         where = type(self).__name__
         self.synapse = synapses.made(where, in_features, out_features, synapse, bias, device, dtype)
@@ -308,9 +312,9 @@ class Layer(Online):
 
     @property
     def _synapse(self) -> synapses.Synapse:
-        known = self._known_synapse
-        if known is None or known.module is not self.synapse or known.weight is not self.synapse.weight:
-            known = self._known_synapse = synapses.Synapse(type(self).__name__, self.synapse)
+        known, module = self._known_synapse, cast(nn.Module, self._modules.get("synapse") or self.synapse)
+        if known is None or known.module is not module or known.weight is not module.weight:
+            known = self._known_synapse = synapses.Synapse(type(self).__name__, module)
         return known
 
     def _stored(self) -> dict[str, Tensor]:
@@ -319,7 +323,23 @@ class Layer(Online):
         return {name: cast(Tensor, self._constrained(name)) for name in names}
 
     def values(self) -> dict[str, Tensor]:
-        """The constrained parameters as they are now, () or one per neuron."""
+        """The constrained parameters as they are now, () or one per neuron; the same object where all are constant."""
+        constant = len(self._parameters) == 1 and self.recurrent_weight is None
+        known = self._known_values
+        if constant and known is not None:
+            buffers = self._buffers.values()
+            seen = known[0]
+            if len(seen) == len(buffers) and all(
+                was is now and version == now._version for (was, version), now in zip(seen, buffers, strict=True)
+            ):
+                return known[1]
+        values = self._values_now()
+        if constant and self._shapes is not None:
+            seen = [(buffer, buffer._version) for buffer in self._buffers.values() if buffer is not None]
+            self._known_values = seen, values
+        return values
+
+    def _values_now(self) -> dict[str, Tensor]:
         values = {name: self._each(value) for name, value in self._stored().items()}
         if self.recurrent_weight is not None:
             recurrent = self.recurrent_weight.detach()
@@ -345,7 +365,7 @@ class Layer(Online):
 
     def _parameter(self, name: str) -> nn.Parameter | None:
         if name in ("weight", "bias"):
-            return cast(nn.Parameter | None, getattr(self.synapse, name))
+            return cast(nn.Parameter | None, getattr(self._modules["synapse"], name))
         if name == "recurrent":
             return self.recurrent_weight
         return self._parameters.get(f"raw_{name}")
@@ -464,9 +484,13 @@ class Layer(Online):
     def _propose(self, x: Tensor, call: Call) -> tuple[Tensor, list[Proposal]]:
         self._check_lanes(x)
         self._take_shape(x)
+        plan: LayerPlan | None = call.plans.get(id(self))
+        usual = self._usual_way(call, plan)
+        if usual is not None:
+            y, (new, record, tapes) = usual.propose(self, x.contiguous(), call, cast(LayerPlan, plan))
+            return y, [Proposal(self, LayerStep(new, record, tapes, plan, usual))]
         steps, lanes = x.shape[:2]
         x = x.flatten(2)
-        plan: LayerPlan | None = call.plans.get(id(self))
         leaving, staying = call.leaving(self._segments, steps)
         before = self._folded(leaving) if call.learning else self._state
         state = LayerState(self._rest(lanes), None) if before is None else before
@@ -481,6 +505,23 @@ class Layer(Online):
             segments = (*staying, Segment(tape, steps, call))
         step = LayerStep(LayerState(run.state, traces), run.record, segments, plan)
         return _spread(run.y, 2, self._known_shapes()[1]), [Proposal(self, step)]
+
+    def _usual_way(self, call: Call, plan: LayerPlan | None) -> Usual | None:
+        """What runs the layer in a few calls; None where the general way is needed."""
+        if not call.learning or call.horizon or plan is None or plan.nodes.above is not None:
+            return None
+        cpu = kernels.kernels_for(self._known_weight())
+        if cpu is None:
+            return None
+        values, usual = self.values(), self._usual
+        if usual is None or not usual.serves(self, values):
+            form = getattr(self.neuron, "form", None)
+            known = form is None or cpu.knows(form)
+            usual = self._usual = Usual(self, values, cpu) if known and is_usual(self, values) else None
+        return usual
+
+    def _known_weight(self) -> Tensor:
+        return cast(Tensor, cast(nn.Module, self._modules["synapse"]).weight)
 
     def _take_shape(self, x: Tensor) -> None:
         """Check the shape of a step's input, and keep it: a convolution takes any size, but one at a time.
@@ -515,6 +556,8 @@ class Layer(Online):
 
     def _commit(self, step: LayerStep, call: Call) -> None:  # noqa: ARG002
         self._state, self._segments, self._plan = step.state, step.segments, step.plan
+        if step.usual is not None:
+            step.usual.committed(step.state)
         if step.plan is not None and step.plan.fresh:
             self._warned_of_range = False
 
@@ -522,6 +565,10 @@ class Layer(Online):
         latest = self._segments[-1] if self._segments else None
         if latest is None or latest.call is not call or latest.ended or self._state is None:
             raise stale(type(self).__name__)
+        usual = self._usual
+        if usual is not None and usual.ran(latest) and above is None and not wanted.adjoint:
+            signal, updates = usual.backward(latest.tape, self._state.traces, ls[0], wanted.signal)
+            return PartBackward([signal], None, updates)
         shape = self._known_shapes()[0]
         flat = [None if signal is None else signal.flatten(2) for signal in ls]
         above = None if above is None else above.flatten(2)
@@ -564,6 +611,13 @@ class Layer(Online):
         if self._state is not None:
             self._shapes = before
         return y, rescalings
+
+    def _trains(self) -> bool:
+        synapse = cast(nn.Module, self._modules["synapse"])._parameters
+        return any(p is not None and p.requires_grad for own in (synapse, self._parameters) for p in own.values())
+
+    def _windows_kept(self) -> int:
+        return len(self._segments)
 
     # -- state (nn.streaming) --------------------------------------------------------------------------------------
 
@@ -641,7 +695,7 @@ class Layer(Online):
         self._state = map_tensors(fn, state)
         if self._plan is not None:
             self._plan = map_tensors(lambda nodes: nodes.to(self.weight.device), self._plan)  # float64 whatever
-        self._banks = []
+        self._banks, self._known_values, self._usual = [], None, None
         self._forget()
         self._end("the model was moved or converted after the latest")
         return self
@@ -653,6 +707,8 @@ class Layer(Online):
             "_segments": (),
             "_banks": [],
             "_known_synapse": None,
+            "_known_values": None,
+            "_usual": None,
         }
 
 

@@ -2,44 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .. import kernels
-from ..functional import rate
-from ..functional.scan import Reverse, State, Values
-from ..rules.base import Rule, Tape
+from ..rules.base import Rule
 from .constraint import OneOrEach, membrane_decay
 from .layer import Layer
-from .neuron import MembraneNeuron
-
-
-class LINeuron(MembraneNeuron):
-    """The dynamics of `LI`."""
-
-    name = "LI"
-
-    def emit(self, mem: Tensor, values: Values) -> Tensor:  # noqa: ARG002
-        """The membrane."""
-        return mem
-
-    def slope(self, tape: Tape) -> Tensor | None:
-        """1: the output is the membrane."""
-        return torch.ones_like(tape.record.mem)
-
-    def reverse(self, tape: Tape, ls: Tensor | None, wanted: Collection[str], ahead: State | None = None) -> Reverse:
-        """The window backwards."""
-        mem: Tensor = tape.record.mem
-        if ls is not None:
-            ls = ls.expand(len(mem), *ls.shape[1:-2], *mem.shape[-2:])
-        run = kernels.li_reverse(ls, mem, tape.start, tape.values["beta"], ahead)
-        return run._replace(own={name: run.own[name] for name in wanted})
-
-    def rate(self, name: str) -> rate.RateEstimate | None:  # noqa: ARG002
-        """The membrane that a constant current settles at."""
-        return rate.Linear()
+from .neuron import LINeuron
 
 
 class LI(Layer):

@@ -98,3 +98,29 @@ class MembraneNeuron:
     def rate(self, name: str) -> rate.RateEstimate | None:  # noqa: ARG002
         """There is no estimate of the average output: `MeanRate` refuses it."""
         return None
+
+
+class LINeuron(MembraneNeuron):
+    """The dynamics of `LI`."""
+
+    name = "LI"
+
+    def emit(self, mem: Tensor, values: Values) -> Tensor:  # noqa: ARG002
+        """The membrane."""
+        return mem
+
+    def slope(self, tape: Tape) -> Tensor | None:
+        """1: the output is the membrane."""
+        return torch.ones_like(tape.record.mem)
+
+    def reverse(self, tape: Tape, ls: Tensor | None, wanted: Collection[str], ahead: State | None = None) -> Reverse:
+        """The window backwards."""
+        mem: Tensor = tape.record.mem
+        if ls is not None:
+            ls = ls.expand(len(mem), *ls.shape[1:-2], *mem.shape[-2:])
+        run = kernels.li_reverse(ls, mem, tape.start, tape.values["beta"], ahead)
+        return run._replace(own={name: run.own[name] for name in wanted})
+
+    def rate(self, name: str) -> rate.RateEstimate | None:  # noqa: ARG002
+        """The membrane that a constant current settles at."""
+        return rate.Linear()

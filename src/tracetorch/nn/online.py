@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .. import _checks
+from .. import _checks, kernels
 from ..functional.bank import Bank
 from ..rules import Eligibility, InputTrace, MeanField, Rule, Truncated
 from ..rules.base import ModelDecays, Wanted
@@ -105,6 +105,10 @@ class Part(Protocol):
 
     def _uses_adjoint(self) -> bool: ...
 
+    def _trains(self) -> bool: ...
+
+    def _windows_kept(self) -> int: ...
+
     def _propose(self, x: Tensor, call: Call) -> tuple[Tensor, list[Proposal]]: ...
 
     def _commit(self, step: Any, call: Call) -> None: ...
@@ -173,16 +177,14 @@ class Online(Streaming):
 
     @torch.no_grad()
     def _call(self, x: Tensor, window: bool) -> Tensor:
-        call, folded = self._fold_input(x, window)
+        call, folded = self._fold_input(x, window, copied=self._learns_now())
         if call.learning:
             call.plans = self._planned()
             if self._horizon is not None and self._parts_agree(call.plans):
                 call.horizon = self._horizon
-        if call.learning and folded.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
-            folded = folded.clone()  # the tape's own: what the user does with x afterwards is not our affair
         with full_precision(folded):
             y, proposals = self._propose(folded, call)
-        if call.learning:
+        if call.learning and (self._remembered is None or call.plans is not self._remembered.running):
             self._check_size(call.plans, folded.shape[1])
         for proposal in proposals:
             proposal.commit(call)
@@ -218,7 +220,8 @@ class Online(Streaming):
     def _learns_now(self) -> bool:
         return self.training and _learning.get() and not torch.is_inference_mode_enabled()
 
-    def _fold_input(self, x: Tensor, window: bool) -> tuple[Call, Tensor]:
+    def _fold_input(self, x: Tensor, window: bool, copied: bool = False) -> tuple[Call, Tensor]:
+        """The call, and x as (K, B, ...); `copied`: for the tape, so that x may be written to afterwards."""
         where = type(self).__name__
         _checks.is_tensor(where, "x", x)
         if x.requires_grad:
@@ -240,9 +243,23 @@ class Online(Streaming):
         call = Call(window, self._is_unbatched(x, window), self._learns_now())
         if x.numel() == 0:
             raise ValueError(f"{where}: expected at least one step and one lane, got x of shape {tuple(x.shape)}.")
+        if copied:
+            return call, call.fold(self._copied(where, x))
         if self.check_finite:
             _checks.finite(where, "x", x)
         return call, call.fold(x)
+
+    def _copied(self, where: str, x: Tensor) -> Tensor:
+        """A contiguous copy of an input, which is checked in the same pass over it where there is a kernel."""
+        cpu = kernels.kernels_for(x)
+        if cpu is None or not x.is_contiguous():
+            if self.check_finite:
+                _checks.finite(where, "x", x)
+            return x.clone(memory_format=torch.contiguous_format)
+        copy = torch.empty_like(x)
+        if cpu.taken(x, copy)[0] and self.check_finite:
+            _checks.finite(where, "x", x)
+        return copy
 
     def _is_unbatched(self, x: Tensor, window: bool) -> bool:
         features = self._feature_shape()
@@ -314,8 +331,7 @@ class Online(Streaming):
         _checks.same_device(where, "ls", ls, self._a_weight())
         if self.check_finite:
             _checks.finite(where, "ls", ls)
-        windows = len(next(iter(self._parts()))._segments)
-        signals = [*[None] * (windows - 1), call.fold(ls)]
+        signals = [*[None] * (self._windows_kept() - 1), call.fold(ls)]
         with full_precision(ls):
             result = self._backward(signals, None, Wanted(input_signal, False), call)
         for parameter, gradient in result.updates:
@@ -328,6 +344,13 @@ class Online(Streaming):
         below = result.ls_below[-1]
         assert below is not None
         return call.unfold(below).contiguous()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Let go of the gradients of all parameters, or set them to zero."""
+        if set_to_none:
+            _let_go_of_gradients(self)
+        else:
+            super().zero_grad(False)
 
     # -- before training -------------------------------------------------------------------------------------------
 
@@ -474,6 +497,14 @@ class Online(Streaming):
         """The output (K, B, ...) for x (K, B, ...) from rest with the rescaled weights, and the rescalings."""
         raise NotImplementedError
 
+    def _trains(self) -> bool:
+        """Whether a parameter of it is not frozen."""
+        raise NotImplementedError
+
+    def _windows_kept(self) -> int:
+        """Of how many calls there are tapes."""
+        raise NotImplementedError
+
     def _feature_shape(self, known: bool = False) -> tuple[int | None, ...] | None:
         """The shape of one lane's input at one step, with None for what any size will do; None where it is unknown.
 
@@ -481,6 +512,15 @@ class Online(Streaming):
             known: give the sizes of the calls before, where there were any.
         """
         raise NotImplementedError
+
+
+def _let_go_of_gradients(module: nn.Module) -> None:
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            parameter.grad = None
+    for child in module._modules.values():
+        if child is not None:
+            _let_go_of_gradients(child)
 
 
 def fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:

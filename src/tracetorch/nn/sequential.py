@@ -56,12 +56,12 @@ class Sequential(Container):
             with named(self, name):
                 x, more = part._propose(x, call)
             proposals += more
-        return x, [*proposals, Proposal(self, list(self))]
+        return x, [*proposals, Proposal(self, list(self._modules.values()))]
 
     def _backward(self, ls: list[Tensor | None], above: Tensor | None, wanted: Wanted, call: Call) -> PartBackward:
         parts = self._modules_as_run(call)
         # what the parts below each one ask for
-        trains = [any(p.requires_grad for p in module.parameters()) for module in self._modules.values()]
+        trains = [part._trains() for _, part in parts]
         uses = [part._uses_adjoint() and train for (_, part), train in zip(parts, trains, strict=True)]
         updates: list[tuple[nn.Parameter, Tensor]] = []
         for i in range(len(parts) - 1, -1, -1):

@@ -15,7 +15,7 @@ from ..functional.scan import Reverse, Scan, State, Values
 from ..rules.base import Rule, Tape
 from .constraint import OneOrEach, membrane_decay
 from .layer import Layer, LayerStep
-from .li import LINeuron
+from .neuron import LINeuron
 from .online import Rescaling
 from .streaming import Call
 

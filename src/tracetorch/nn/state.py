@@ -66,5 +66,7 @@ def restored(where: str, template: LayerState, tensors: dict[str, Tensor]) -> La
             f"Build the model as it was when the state was saved."
         )
     like = template.neuron[0]
-    state: LayerState = unflatten(template, {name: tensor.to(like, copy=True) for name, tensor in tensors.items()})
+    state: LayerState = unflatten(
+        template, {name: tensor.to(like, copy=True).contiguous() for name, tensor in tensors.items()}
+    )
     return state

@@ -43,6 +43,12 @@ class Stateless:
             for part in self.module.modules()
         )
 
+    def _trains(self) -> bool:
+        return any(p.requires_grad for p in self.module.parameters())
+
+    def _windows_kept(self) -> int:
+        return len(self._segments)
+
     def _modes(self) -> list[bool]:
         return [part.training for part in self.module.modules()]
 

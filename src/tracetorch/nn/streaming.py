@@ -17,6 +17,8 @@ from ..rules.base import ModelDecays, Neuron, Nodes, Segment
 
 STREAM_STATE_VERSION = 3
 
+_SET_IN_CALLS = frozenset({"_state", "_segments", "_plan", "_latest", "_ended", "_run", "_known_values", "_usual"})
+
 
 class Call:
     """One forward call: the shape in which the user gave x, and the identity that ties backward to it."""
@@ -81,6 +83,41 @@ class LayerPlan(NamedTuple):
 
 Plans = dict[int, Any]
 """LayerPlans by the id of the layer; what a container needs to know, by its own."""
+
+structure_changes = 0
+"""How often the modules of any model were changed: what is remembered of a model holds no longer than that."""
+
+
+def structure_changed() -> None:
+    """Say that a model has other modules from now on."""
+    global structure_changes
+    structure_changes += 1
+
+
+class Remembered(NamedTuple):
+    """The plans of a model without learned decays, as long as nothing that they depend on has changed."""
+
+    changes: int
+    layers: list[tuple[StateKeeper, Rule, Values]]
+    fresh: Plans | None  # where all streams begin
+    running: Plans
+
+    def now(self) -> Plans | None:
+        """The plans of the next call; None where they must be found anew."""
+        if self.changes != structure_changes:
+            return None
+        beginning = 0
+        for layer, rule, values in self.layers:
+            if layer.rule is not rule or layer.values() is not values:
+                return None
+            state, plan = layer._state, layer._plan
+            if state is None or state.traces is None:
+                beginning += 1
+            elif plan is not self.running[id(layer)] and (self.fresh is None or plan is not self.fresh[id(layer)]):
+                return None
+        if beginning:
+            return self.fresh if beginning == len(self.layers) else None
+        return self.running
 
 
 def marked(segments: tuple[Segment, ...], mask: Tensor) -> tuple[Segment, ...]:
@@ -156,6 +193,14 @@ class Streaming(nn.Module):
         super().__init__()
         self._latest: Call | None = None
         self._ended = "none has been made"
+        self._remembered: Remembered | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What is set in every call is nothing that torch must look at."""
+        if name in _SET_IN_CALLS:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @torch.no_grad()
     def reset(self, mask: Tensor | None = None) -> None:
@@ -282,7 +327,7 @@ class Streaming(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold no latest call."""
-        return self.__dict__ | {"_latest": None, "_ended": "a copy has none yet"}
+        return self.__dict__ | {"_latest": None, "_ended": "a copy has none yet", "_remembered": None}
 
     def _a_weight(self) -> Tensor:
         """A weight, for its dtype and device."""
@@ -298,9 +343,28 @@ class Streaming(nn.Module):
         Args:
             grids: nodes for all layers, by id, with which streams begin; by default as their rules choose.
         """
+        if grids is None and self._remembered is not None:
+            known = self._remembered.now()
+            if known is not None:
+                return known
         plans: Plans = {}
         self._hand_nodes(None, self._model_decays, plans, grids)
+        if grids is None:
+            self._remember(plans)
         return plans
+
+    def _remember(self, plans: Plans) -> None:
+        """Keep plans for the calls to come, where no decay is learned and all streams begin or all go on."""
+        self._remembered = None
+        layers = list(self._layers().values())
+        fresh = plans[id(layers[0])].fresh
+        if any(layer._moves() or plans[id(layer)].fresh != fresh for layer in layers):
+            return
+        running = dict(plans)
+        for layer in layers:
+            running[id(layer)] = plans[id(layer)]._replace(fresh=False)
+        known = [(layer, layer.rule, layer.values()) for layer in layers]
+        self._remembered = Remembered(structure_changes, known, plans if fresh else None, running)
 
     def _model_decays(self) -> ModelDecays:
         """The membrane decays of all layers."""

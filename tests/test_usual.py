@@ -1,0 +1,171 @@
+"""The usual layer's own way against the general one, whatever is done with a stream."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tracetorch as tt
+from cases import F64
+from tracetorch import kernels
+
+N, HIDDEN, M = 9, 7, 3
+RULES = [tt.InputTrace(), tt.Truncated()]
+
+
+def model(rule: tt.rules.Rule, bias: bool = True) -> tt.Sequential:
+    torch.manual_seed(0)
+    return tt.Sequential(
+        tt.LIF(N, HIDDEN, beta=0.8, bias=bias, **F64),
+        tt.LIF(HIDDEN, HIDDEN, beta=0.9, threshold=torch.rand(HIDDEN) + 0.5, firing=tt.firing.StrictSpike(), **F64),
+        tt.LI(HIDDEN, M, beta=0.95, bias=bias, **F64),
+        rule=rule,
+    )
+
+
+def test_these_layers_are_usual_and_others_are_not() -> None:
+    x = torch.rand(2, 1, N, **F64)
+
+    def ways(net: tt.Sequential) -> list[bool]:
+        net.window(x)
+        return [layer._usual is not None for layer in net._layers().values()]
+
+    assert ways(model(tt.InputTrace())) == [True, True, True]
+    assert ways(model(tt.Truncated())) == [True, True, True]
+    assert ways(model(tt.MeanField())) == [False, False, False]
+    assert ways(model(tt.InputTrace(feedback="random"))) == [False, False, False]
+    learned = tt.Sequential(tt.LIF(N, 4, learn_beta=True, **F64), tt.LIF(4, 4, reset="zero", **F64), tt.LI(4, 2, **F64))
+    assert ways(learned) == [False, False, True]
+    net = model(tt.InputTrace())
+    net[0].synapse.register_forward_hook(lambda *_: None)
+    assert ways(net) == [False, True, True]
+    with kernels.reference():
+        assert ways(model(tt.InputTrace())) == [False, False, False]
+
+
+def operations() -> Any:
+    step = st.tuples(st.just("step"), st.integers(0, 2))
+    window = st.tuples(st.just("window"), st.integers(1, 4))
+    others = [
+        "forget",
+        "mask",
+        "eval",
+        "refused",
+        "saved",
+        "horizon",
+        "optimizer",
+        "copied",
+        "first alone",
+        "constants",
+    ]
+    return st.lists(st.one_of(step, window, st.tuples(st.sampled_from(others), st.just(0))), min_size=3, max_size=12)
+
+
+def run(net: tt.Sequential, todo: list[tuple[str, int]], lanes: int) -> list[Tensor]:
+    """Everything that can be seen from outside."""
+    generator = torch.Generator().manual_seed(1)
+    seen: list[Tensor] = []
+
+    def draw(*shape: int) -> Tensor:
+        return (torch.rand(*shape, N, generator=generator, **F64) < 0.4).double() * 2
+
+    def learn(y: Tensor, times: int) -> None:
+        seen.append(y)
+        for _ in range(times):
+            signal = net.backward(torch.sin(torch.arange(y.numel(), **F64)).view_as(y), input_signal=True)
+            assert signal is not None
+            seen.append(signal)
+
+    for what, number in todo:
+        if what == "step":
+            learn(net(draw(lanes)), number)
+        elif what == "window":
+            learn(net.window(draw(number, lanes)), 1)
+        elif what == "forget":
+            net.reset()
+        elif what == "mask" and net[0].mem is not None:
+            net.reset(torch.arange(lanes) % 2 == 0)
+        elif what == "eval":
+            net.eval()
+            seen.append(net(draw(lanes)))
+            net.train()
+        elif what == "refused" and net[0].mem is not None:
+            with pytest.raises(ValueError, match="lanes"):
+                net(draw(lanes + 1))
+        elif what == "saved":
+            state = net.stream_state()
+            net.load_stream_state(state)
+            seen += [tensor for layer in state["tensors"].values() for tensor in layer.values()]
+        elif what == "horizon":
+            net.horizon = None if net.horizon else 5
+        elif what == "optimizer":
+            for p in net.parameters():
+                if p.grad is not None:
+                    p.data.sub_(p.grad, alpha=1e-3)
+            net.zero_grad()
+        elif what == "copied":
+            net = copy.deepcopy(net)
+        elif what == "first alone":
+            seen.append(net[0](draw(lanes)))
+        elif what == "constants":
+            net[1].constant_beta.mul_(0.9)
+    seen += [p.grad for p in net.parameters() if p.grad is not None]
+    return seen
+
+
+@settings(max_examples=200, deadline=None)
+@given(operations(), st.sampled_from([1, 2, 6]), st.sampled_from(RULES), st.booleans())
+def test_both_ways_are_the_same(todo: list[tuple[str, int]], lanes: int, rule: tt.rules.Rule, bias: bool) -> None:
+    came = run(model(rule, bias), todo, lanes)
+    with kernels.reference():
+        expected = run(model(rule, bias), todo, lanes)
+    assert len(came) == len(expected)
+    for a, b in zip(came, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_frozen_parameters_get_no_gradient(window: int) -> None:
+    net = model(tt.InputTrace())
+    net[0].synapse.weight.requires_grad_(False)
+    net[1].synapse.bias.requires_grad_(False)
+    net[2].requires_grad_(False)
+    net.window(torch.rand(window, 2, N, **F64))
+    net.backward(torch.ones(window, 2, M, **F64))
+    given_ = {name: p.grad is not None for name, p in net.named_parameters()}
+    assert given_ == {
+        "0.synapse.weight": False,
+        "0.synapse.bias": True,
+        "1.synapse.weight": True,
+        "1.synapse.bias": False,
+        "2.synapse.weight": False,
+        "2.synapse.bias": False,
+    }
+
+
+def test_what_the_user_writes_afterwards_changes_nothing() -> None:
+    net, other = model(tt.InputTrace()), model(tt.InputTrace())
+    x = torch.rand(3, 2, N, **F64)
+    mine = x.clone()
+    y = net.window(mine)
+    mine.zero_()
+    y.zero_()
+    net.backward(torch.ones(3, 2, M, **F64))
+    other.window(x)
+    other.backward(torch.ones(3, 2, M, **F64))
+    for a, b in zip(net.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_another_synapse_is_seen() -> None:
+    net = model(tt.InputTrace())
+    net.window(torch.rand(2, 2, N, **F64))
+    net[2].synapse = nn.Linear(HIDDEN, M, **F64)
+    net[2].synapse.weight.data.zero_()
+    net[2].synapse.bias.data.zero_()
+    net.reset()
+    assert not net.window(torch.rand(2, 2, N, **F64)).any()
