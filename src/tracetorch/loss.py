@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _checks, kernels
 
 
 class Loss(NamedTuple):
@@ -100,6 +100,15 @@ def cross_entropy(
         return nll(y, target, weights)
     if of != "logits":
         raise ValueError(f"{where}: expected of to be 'logits' or 'probs', got {of!r}.")
+    _check_classes(where, y, target)
+    cpu = kernels.kernels_for(y)
+    if cpu is not None and y.is_contiguous() and target.is_cpu:
+        scale = 1 / (y.numel() // y.shape[-1]) if weights is None else _scale(where, y, weights)
+        if isinstance(scale, Tensor):
+            scale = scale.expand(*y.shape[:-1], 1).contiguous()
+        loss, ls, low, high = cpu.cross_entropy(y, target.contiguous(), scale)
+        _check_range(where, y, low, high)
+        return Loss(loss, ls)
     index = _class_index(where, y, target)
     scale = _scale(where, y, weights)
     log_probs = torch.log_softmax(y, dim=-1)
@@ -188,6 +197,12 @@ def _scale(where: str, y: Tensor, weights: Tensor | None) -> Tensor:
 
 def _class_index(where: str, y: Tensor, target: Tensor) -> Tensor:
     """Check class indices and give them y's number of dimensions."""
+    _check_classes(where, y, target)
+    _check_range(where, y, int(target.min()), int(target.max()))
+    return target.expand(y.shape[:-1])[..., None]
+
+
+def _check_classes(where: str, y: Tensor, target: Tensor) -> None:
     _checks.floating(where, "y", y)
     _checks.is_tensor(where, "target", target)
     if target.dtype != torch.int64:
@@ -197,7 +212,8 @@ def _class_index(where: str, y: Tensor, target: Tensor) -> Tensor:
             f"{where}: expected target of shape {tuple(y.shape[:-1])} for y of shape {tuple(y.shape)}"
             f"{f', or {tuple(y.shape[1:-1])} for every step' if y.ndim == 3 else ''}, got {tuple(target.shape)}."
         )
-    low, high = int(target.min()), int(target.max())
+
+
+def _check_range(where: str, y: Tensor, low: int, high: int) -> None:
     if low < 0 or high >= y.shape[-1]:
         raise ValueError(f"{where}: expected classes from 0 to {y.shape[-1] - 1}, got {low if low < 0 else high}.")
-    return target.expand(y.shape[:-1])[..., None]

@@ -57,7 +57,8 @@ def knows(form: Form) -> bool:
 
 
 @functools.cache
-def _compiled(name: str, dtype: torch.dtype) -> ctypes._FuncPointer:
+def compiled(name: str, dtype: torch.dtype) -> ctypes._FuncPointer:
+    """A kernel as a function of the address of its table; compiled, or read from disk, when first asked for."""
     kernel = loops.KERNELS[name](_TYPES[dtype])
     return ctypes.CFUNCTYPE(None, ctypes.c_int64)(kernel.address)
 
@@ -73,7 +74,7 @@ os.register_at_fork(after_in_child=_threads.cache_clear)  # a child has none of 
 def run(name: str, dtype: torch.dtype, table: Sequence[int]) -> None:
     """Run a kernel on its table."""
     entries = array("q", table)
-    _compiled(name, dtype)(entries.buffer_info()[0])
+    compiled(name, dtype)(entries.buffer_info()[0])
 
 
 def run_in_parts(name: str, dtype: torch.dtype, table: list[int], at: int, unit: int, work: int) -> None:
@@ -311,6 +312,25 @@ def _advance(
     table += [traces.data_ptr(), new.data_ptr(), each.buffer_info()[0]]
     run_in_parts("advance", traces.dtype, table, 5, 1, len(drive) * lanes * n)
     return new
+
+
+def cross_entropy(y: Tensor, target: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, int, int]:
+    """`-log softmax(y)[target]`, summed with the factors `scale`, and its gradient; the least and the greatest class.
+
+    Args:
+        y: (..., m), contiguous.
+        target: of the leading dimensions, or without the first of them; contiguous.
+        scale: one factor, or one for each row of y, contiguous.
+    """
+    m, rows = y.shape[-1], y.numel() // y.shape[-1]
+    targets = target.numel()  # rows beyond them have the same again
+    loss, ls = y.new_empty(()), torch.empty_like(y)
+    factor = array("f" if y.dtype == torch.float32 else "d", [scale]) if isinstance(scale, float) else None
+    factors = scale.data_ptr() if isinstance(scale, Tensor) else factor.buffer_info()[0]  # type: ignore[union-attr]
+    classes = array("q", [0, 0])
+    table = [rows, targets, m, factor is not None, y.data_ptr(), ls.data_ptr(), target.data_ptr(), factors]
+    run("cross_entropy", y.dtype, [*table, classes.buffer_info()[0], loss.data_ptr()])
+    return loss, ls, classes[0], classes[1]
 
 
 def taken(x: Tensor, copy: Tensor | None = None) -> tuple[int, int, int]:

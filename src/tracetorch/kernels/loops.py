@@ -822,6 +822,42 @@ def step_reverse(real: Any) -> Any:
     return run
 
 
+def cross_entropy(real: Any) -> Any:
+    """`-log softmax(y)[target]`, weighted and summed, and its gradient."""
+
+    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    def run(address: int) -> None:
+        a = carray(_pointer(address), 10, np.int64)
+        rows, targets, m, uniform = a[0], a[1], a[2], a[3] != 0
+        y, signal = carray(_pointer(a[4]), rows * m, real), carray(_pointer(a[5]), rows * m, real)
+        target, weights = carray(_pointer(a[6]), targets, np.int64), carray(_pointer(a[7]), rows, real)
+        classes = carray(_pointer(a[8]), 2, np.int64)  # the least and the greatest that came
+        loss, least, greatest = 0.0, m, -1
+        for row in range(rows):
+            index = target[row % targets]
+            least, greatest = min(least, index), max(greatest, index)
+            if index < 0 or index >= m:
+                continue
+            scale = weights[0] if uniform else weights[row]
+            logits, out = y[row * m : row * m + m], signal[row * m : row * m + m]
+            top = logits[0]
+            for i in range(1, m):
+                top = max(top, logits[i])
+            total = real(0)
+            for i in range(m):
+                out[i] = math.exp(logits[i] - top)
+                total += out[i]
+            loss -= scale * (logits[index] - top - math.log(total))
+            factor = scale / total
+            for i in range(m):
+                out[i] *= factor
+            out[index] -= scale
+        classes[0], classes[1] = least, greatest
+        carray(_pointer(a[9]), 1, real)[0] = loss
+
+    return run
+
+
 def taken(real: Any) -> Any:
     """A copy of an input, and what there is to know of it: entries not finite, not 0, and neither 0 nor 1."""
 
@@ -853,5 +889,17 @@ def taken(real: Any) -> Any:
 
 KERNELS: dict[str, Callable[[Any], Any]] = {
     kernel.__name__: kernel
-    for kernel in (spiking, spiking_reverse, li, li_reverse, advance, fold, bias, step, step_reverse, taken)
+    for kernel in (
+        spiking,
+        spiking_reverse,
+        li,
+        li_reverse,
+        advance,
+        fold,
+        bias,
+        step,
+        step_reverse,
+        cross_entropy,
+        taken,
+    )
 }

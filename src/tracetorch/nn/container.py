@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..rules import Rule
 from .layer import DEFAULT_RULE, Layer, check_rule
@@ -214,6 +214,12 @@ class Container(Online, nn.Sequential):
 
     def _trains(self) -> bool:
         return any(part._trains() for _, part in self._named_parts())
+
+    def _a_weight(self) -> Tensor:
+        for module in self._modules.values():
+            if isinstance(module, Online):
+                return module._a_weight()
+        raise AssertionError("a model has at least one layer")
 
     def _windows_kept(self) -> int:
         return self._named_parts()[0][1]._windows_kept()

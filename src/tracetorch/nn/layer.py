@@ -510,7 +510,7 @@ class Layer(Online):
         """What runs the layer in a few calls; None where the general way is needed."""
         if not call.learning or call.horizon or plan is None or plan.nodes.above is not None:
             return None
-        cpu = kernels.kernels_for(self._known_weight())
+        cpu = kernels.kernels_for(self._a_weight())
         if cpu is None:
             return None
         values, usual = self.values(), self._usual
@@ -519,9 +519,6 @@ class Layer(Online):
             known = form is None or cpu.knows(form)
             usual = self._usual = Usual(self, values, cpu) if known and is_usual(self, values) else None
         return usual
-
-    def _known_weight(self) -> Tensor:
-        return cast(Tensor, cast(nn.Module, self._modules["synapse"]).weight)
 
     def _take_shape(self, x: Tensor) -> None:
         """Check the shape of a step's input, and keep it: a convolution takes any size, but one at a time.
@@ -615,6 +612,9 @@ class Layer(Online):
     def _trains(self) -> bool:
         synapse = cast(nn.Module, self._modules["synapse"])._parameters
         return any(p is not None and p.requires_grad for own in (synapse, self._parameters) for p in own.values())
+
+    def _a_weight(self) -> Tensor:
+        return cast(Tensor, cast(nn.Module, self._modules["synapse"]).weight)
 
     def _windows_kept(self) -> int:
         return len(self._segments)

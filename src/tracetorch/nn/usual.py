@@ -40,6 +40,8 @@ class Buffers(NamedTuple):
     traces: dict[str, Tensor] | tuple[()]  # of the input, (B, 1, n), and of ones, (B, 1, 1)
     record: Any  # kept, as the neuron has it
     state: Any
+    table: array[int]  # of the kernel for a single step forwards; what differs from call to call is 0
+    reverse_table: array[int]
 
 
 def is_usual(layer: Layer, values: Values) -> bool:
@@ -90,6 +92,9 @@ class Usual:
             self.surrogate = self.form.firing.surrogate
             self.constants = cpu.constants_of(self.form)
             self.firing, self.surrogate_code = cpu.firing_code(self.form), cpu.surrogate_code(self.form)
+        self.kernel_of_step, self.kernel_of_step_back = (
+            cpu.compiled(name, self.dtype) for name in ("step", "step_reverse")
+        )
         self.shape = (0, 0)
         self.sets: list[Buffers] = []
         self.latest = 0  # which set was committed last
@@ -119,10 +124,20 @@ class Usual:
                 if self.bias is not None:
                     traces["bias"] = layer.zeros(lanes, 1, 1)
             record = MembraneRecord(kept) if self.form is None else Record(kept)
-            self.sets.append(Buffers(mem, kept, traces, record, State(mem)))
+            tables = self._step_tables(lanes, mem, kept, traces)
+            self.sets.append(Buffers(mem, kept, traces, record, State(mem), *tables))
         self.rest = State(layer.zeros(lanes, self.m))
         self.no_traces = {name: torch.zeros_like(t) for name, t in self.sets[0].traces.items()} if self.traced else ()
         self.g, self.leftover, self.total = torch.zeros_like(kept), torch.zeros_like(mem), torch.zeros_like(mem)
+
+    def _step_tables(self, lanes: int, mem: Tensor, kept: Tensor, traces: Any) -> tuple[array[int], array[int]]:
+        beta, _, *theta = self.beta_and_theta
+        forwards = [lanes, self.n, self.m, self.firing, 0, 0, 0, 0, mem.data_ptr(), kept.data_ptr(), 0, beta, *theta]
+        new = [0, 0] if not self.traced else [traces["weight"].data_ptr(), _address(traces.get("bias"))]
+        forwards += [0, 0, new[0], 0, new[1]]
+        constants = self.constants.buffer_info()[0]
+        backwards = [lanes, self.n, self.m, self.surrogate_code, constants, 0, 0, 0, 0, kept.data_ptr(), 0, beta]
+        return array("q", forwards), array("q", [*backwards, 0, 0, 0])
 
     # -- forwards --------------------------------------------------------------------------------------------------
 
@@ -156,17 +171,17 @@ class Usual:
         return tape.values is self.values and tape.x.ndim == 3 and tape.x.is_contiguous()
 
     def _step(self, x: Tensor, past: Tensor | None, mem: Tensor, traces: Any, buffers: Buffers, y: Tensor) -> None:
-        table = [x.shape[1], self.n, self.m, self.firing, x.data_ptr(), self.weight.data_ptr()]
-        table += [0 if self.bias is None else self.bias.data_ptr(), mem.data_ptr(), buffers.mem.data_ptr()]
-        beta, _, *theta = self.beta_and_theta
-        table += [buffers.kept.data_ptr(), y.data_ptr(), beta, *theta]
-        if past is None or past.shape[0] > 1:
-            table += [0, 0, 0, 0, 0]
-            if past is not None:
-                self._fold(past, traces, buffers.traces)
-        else:
-            table += self._trace_addresses(past, traces, buffers.traces)
-        self.cpu.run("step", self.dtype, table)
+        table = buffers.table
+        table[4], table[5], table[6] = x.data_ptr(), self.weight.data_ptr(), _address(self.bias)
+        table[7], table[10] = mem.data_ptr(), y.data_ptr()
+        table[14] = table[17] = 0
+        if past is not None and past.shape[0] > 1:
+            self._fold(past, traces, buffers.traces)
+        elif past is not None:
+            table[14], table[15] = past.data_ptr(), traces["weight"].data_ptr()
+            if self.bias is not None:
+                table[17] = traces["bias"].data_ptr()
+        self.kernel_of_step(table.buffer_info()[0])
 
     def _trace_addresses(self, past: Tensor, old: Any, new: Any) -> list[int]:
         addresses = [past.data_ptr(), old["weight"].data_ptr(), new["weight"].data_ptr()]
@@ -245,13 +260,13 @@ class Usual:
     def _step_reverse(
         self, tape: Tape, traces: Any, ls: Tensor, d_weight: Tensor | None, d_bias: Tensor | None, below: Tensor | None
     ) -> None:
-        x = tape.x
-        table = [x.shape[1], self.n, self.m, self.surrogate_code, self.constants.buffer_info()[0], x.data_ptr()]
-        table += [traces["weight"].data_ptr() if self.traced else 0]
-        table += [traces["bias"].data_ptr() if self.traced and self.bias is not None else 0]
-        table += [self.weight.data_ptr(), tape.record[0].data_ptr(), ls.data_ptr(), self.beta_and_theta[0]]
-        table += [0 if part is None else part.data_ptr() for part in (d_weight, d_bias, below)]
-        self.cpu.run("step_reverse", self.dtype, table)
+        table = self.sets[self.latest].reverse_table
+        table[5], table[8], table[10] = tape.x.data_ptr(), self.weight.data_ptr(), ls.data_ptr()
+        if self.traced:
+            table[6] = traces["weight"].data_ptr()
+            table[7] = 0 if self.bias is None else traces["bias"].data_ptr()
+        table[12], table[13], table[14] = _address(d_weight), _address(d_bias), _address(below)
+        self.kernel_of_step_back(table.buffer_info()[0])
 
     def _window_reverse(self, tape: Tape, ls: Tensor, wants_total: bool) -> None:
         kept = tape.record[0]
@@ -268,3 +283,7 @@ class Usual:
         table += [1, size, size, ls.data_ptr(), kept.data_ptr(), *[0] * 10, left, *[0] * 5, g, *[0] * 5, total]
         table += [*self.beta_and_theta, *[0] * 6]
         self.cpu.run_in_parts("spiking_reverse", self.dtype, table, 2, self.cpu.BLOCK, steps * size)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
