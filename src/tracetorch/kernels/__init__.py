@@ -30,6 +30,7 @@ _looked_for_cpu = False
 def reference() -> Iterator[None]:
     """Within this context the plain torch functions run, not the kernels: slower, and the same up to rounding.
 
+    >>> import torch
     >>> with reference():
     ...     scan.li(torch.ones(2, 1, 1), torch.zeros(1, 1), torch.tensor(0.5)).flatten()
     tensor([1.0000, 1.5000])
