@@ -59,8 +59,10 @@ def test_the_readmes_table_is_the_benchmarks(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import images
     import memory
+    import race
 
     assert images.table(images.load("images")) in (ROOT / "README.md").read_text()
+    assert race.readme(race.load("race")) in (ROOT / "README.md").read_text()
     assert memory.page(memory.load("memory")) == (ROOT / "docs" / "memory.md").read_text()
 
 
@@ -73,6 +75,7 @@ def test_the_readmes_table_is_the_benchmarks(monkeypatch: pytest.MonkeyPatch) ->
         ("conv_mnist", "conv-mnist"),
         ("delayed_cue", "delayed-cue"),
         ("evidence", "evidence"),
+        ("race", "race"),
     ],
 )
 def test_pages_are_what_the_benchmarks_measured(script: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
