@@ -14,6 +14,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import random
 import re
 import subprocess
@@ -193,6 +194,7 @@ def peak(name: str, steps: int) -> dict[str, float]:
 
 def measure_memory(threads: int, long: bool) -> dict[str, Any]:
     """A fresh process for each contestant and each T."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # else a heap in pieces counts, and wanders
     rows: dict[str, Any] = {}
     for name, most in MEMORY.items():
         rows[name] = {}
@@ -200,7 +202,8 @@ def measure_memory(threads: int, long: bool) -> dict[str, Any]:
             if steps > (10 * most if long and name in BPTT else most):
                 break
             command = [sys.executable, __file__, "--peak", name, str(steps), "--threads", str(threads)]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            run = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+            found = json.loads(run.stdout)
             rows[name][str(steps)] = found
             print(f"{name}, T = {steps:,}: {found['bytes'] / 2**20:.1f} MiB, {found['seconds']:.1f} s", flush=True)
     return rows
@@ -255,7 +258,8 @@ the sequence give approximations: [how good they are, and where they are exact](
 
 What a sequence adds to the resident memory at its peak, {net}, batch {lanes}, each in a fresh process after a sequence
 of two steps. The input is drawn when it is asked for: in windows, step by step, or, where a library runs layer by
-layer, all of it.
+layer, all of it. Blocks of 1 MiB and more go back to the system when they are freed (`MALLOC_MMAP_THRESHOLD_`), so that
+these are the tensors, and not the pieces of a heap.
 
 {memory}
 """
