@@ -112,7 +112,7 @@ def _parameters(values: Values) -> list[int]:
     for name in ("beta", "threshold", "alpha", "rho", "kappa"):
         value = values.get(name)
         table += (0, 0) if value is None else (value.data_ptr(), value.ndim)
-    return table
+    return [*table, 0]
 
 
 def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
@@ -263,7 +263,7 @@ def li(current: Tensor, mem: Tensor, beta: Tensor) -> Tensor:
     steps, lanes, m = current.shape
     out = torch.empty_like(current)
     size = lanes * m
-    table = [steps, size, m, 0, size, current.data_ptr(), out.data_ptr(), mem.data_ptr(), beta.data_ptr(), beta.ndim]
+    table = [steps, size, m, 0, size, current.data_ptr(), out.data_ptr(), mem.data_ptr(), beta.data_ptr(), beta.ndim, 0]
     run_in_parts("li", current.dtype, table, 3, loops.BLOCK, steps * size)
     return out
 
@@ -333,8 +333,9 @@ def cross_entropy(y: Tensor, target: Tensor, scale: Tensor | float) -> tuple[Ten
     return loss, ls, classes[0], classes[1]
 
 
-def taken(x: Tensor, copy: Tensor | None = None) -> tuple[int, int, int]:
-    """How many entries of x are not finite, not 0, and neither 0 nor 1; and x into `copy`, in the same pass."""
-    found = array("q", [0, 0, 0])
-    run("taken", x.dtype, [0, x.numel(), x.data_ptr(), _address(copy), found.buffer_info()[0]])
-    return found[0], found[1], found[2]
+def taken(x: Tensor, copy: Tensor) -> bool:
+    """Copy x into `copy`; whether all entries are finite. Both contiguous."""
+    strange = array("q", [0])
+    table = [0, x.numel(), x.data_ptr(), copy.data_ptr(), strange.buffer_info()[0]]
+    run_in_parts("taken", x.dtype, table, 0, BLOCK, x.numel() // 4)
+    return not strange[0]

@@ -208,7 +208,8 @@ def spiking(real: Any) -> Any:
         has_cur, keeps_cur, adapts = a[14] != 0, a[20] != 0, a[16] != 0
         plain = firing <= STRICT and reset == SUBTRACT and not (adapts or delayed)
         given = [carray(_pointer(a[23 + 2 * k]), m, real) for k in range(5)]
-        block = np.empty((14, BLOCK), real)
+        bias_ = carray(_pointer(a[33]), m, real)
+        block = np.empty((15, BLOCK), real)
         beta, theta, alpha, rho, kappa = block[0], block[1], block[2], block[3], block[4]
         v, i_t, a_t, y, s, p, u, theta_t, before = (
             block[5],
@@ -221,8 +222,11 @@ def spiking(real: Any) -> Any:
             block[12],
             block[13],
         )
+        offset = block[14]
         for start in range(begin, end, BLOCK):
             n = min(BLOCK, end - start)
+            if a[33] != 0:
+                _fill(offset, bias_, 1, start, n, m)
             _fill(beta, given[0], a[24], start, n, m)
             _fill(theta, given[1], a[26], start, n, m)
             _load(v, mem_0, start, n)
@@ -241,6 +245,9 @@ def spiking(real: Any) -> Any:
             for t in range(steps):
                 at = t * size + start
                 _load(p, current, at, n)
+                if a[33] != 0:
+                    for i in range(n):
+                        p[i] += offset[i]
                 if has_cur:
                     for i in range(n):
                         i_t[i] = p[i] + i_t[i] * alpha[i]
@@ -520,18 +527,23 @@ def li(real: Any) -> Any:
 
     @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
     def run(address: int) -> None:
-        a = carray(_pointer(address), 10, np.int64)
+        a = carray(_pointer(address), 11, np.int64)
         steps, size, m, begin, end = a[0], a[1], a[2], a[3], a[4]
         current, out = carray(_pointer(a[5]), steps * size, real), carray(_pointer(a[6]), steps * size, real)
         mem_0, given = carray(_pointer(a[7]), size, real), carray(_pointer(a[8]), m, real)
-        block = np.empty((3, BLOCK), real)
-        beta, v, j = block[0], block[1], block[2]
+        block = np.empty((4, BLOCK), real)
+        beta, v, j, offset = block[0], block[1], block[2], block[3]
         for start in range(begin, end, BLOCK):
             n = min(BLOCK, end - start)
             _fill(beta, given, a[9], start, n, m)
             _load(v, mem_0, start, n)
+            if a[10] != 0:
+                _fill(offset, carray(_pointer(a[10]), m, real), 1, start, n, m)
             for t in range(steps):
                 _load(j, current, t * size + start, n)
+                if a[10] != 0:
+                    for i in range(n):
+                        j[i] += offset[i]
                 for i in range(n):
                     v[i] = j[i] + v[i] * beta[i]
                 _store(out, t * size + start, v, n)
@@ -858,31 +870,27 @@ def cross_entropy(real: Any) -> Any:
     return run
 
 
+@njit(error_model="numpy", fastmath={"reassoc"})
+def _copy(x: Any, copy: Any, n: int) -> float:
+    """x into `copy`; 0 where all entries are finite, else NaN."""
+    strange = x.dtype.type(0)
+    for i in range(n):
+        strange += x[i] - x[i]
+        copy[i] = x[i]
+    return strange
+
+
 def taken(real: Any) -> Any:
-    """A copy of an input, and what there is to know of it: entries not finite, not 0, and neither 0 nor 1."""
+    """A copy of an input, and whether it is finite."""
 
     @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
     def run(address: int) -> None:
-        a = carray(_pointer(address), 6, np.int64)
+        a = carray(_pointer(address), 5, np.int64)
         begin, end = a[0], a[1]
         x, copy = carray(_pointer(a[2]), end, real), carray(_pointer(a[3]), end, real)
-        found = carray(_pointer(a[4]), 3, np.int64)
-        zero, one = real(0), real(1)
-        strange = active = graded = 0
-        for start in range(begin, end, BLOCK):
-            n = min(BLOCK, end - start)
-            part = x[start : start + n]
-            odd = on = other = nb.int32(0)
-            for i in range(n):
-                odd += nb.int32(part[i] - part[i] != zero)
-                on += nb.int32(part[i] != zero)
-                other += nb.int32((part[i] != zero) & (part[i] != one))
-            if a[3] != 0:
-                _store(copy, start, part, n)
-            strange += odd
-            active += on
-            graded += other
-        found[0], found[1], found[2] = strange, active, graded
+        found = carray(_pointer(a[4]), 1, np.int64)
+        if _copy(x[begin:end], copy[begin:end], end - begin) != real(0):
+            found[0] = 1
 
     return run
 

@@ -257,7 +257,7 @@ class Online(Streaming):
                 _checks.finite(where, "x", x)
             return x.clone(memory_format=torch.contiguous_format)
         copy = torch.empty_like(x)
-        if cpu.taken(x, copy)[0] and self.check_finite:
+        if not cpu.taken(x, copy) and self.check_finite:
             _checks.finite(where, "x", x)
         return copy
 

@@ -198,21 +198,18 @@ class Usual:
         steps, lanes, n = x.shape
         size, kept = lanes * self.m, buffers.kept
         rows, out = x.view(-1, n), kept.view(-1, self.m)
-        if self.bias is None:
-            torch.mm(rows, self.weight.t(), out=out)
-        else:
-            torch.addmm(self.bias, rows, self.weight.t(), out=out)
+        torch.mm(rows, self.weight.t(), out=out)
         if self.form is None:
             beta, beta_step, *_ = self.beta_and_theta
             u = kept.data_ptr()
-            table = [steps, size, self.m, 0, size, u, u, mem.data_ptr(), beta, beta_step]
+            table = [steps, size, self.m, 0, size, u, u, mem.data_ptr(), beta, beta_step, _address(self.bias)]
             self.cpu.run_in_parts("li", self.dtype, table, 3, self.cpu.BLOCK, steps * size)
             y.copy_(kept)
             buffers.mem.copy_(kept[-1])
             return
         u, constants = kept.data_ptr(), self.constants.buffer_info()[0]
         table = [steps, size, self.m, 0, size, self.firing, self.cpu.SUBTRACT, 0, constants, u, u, y.data_ptr()]
-        table += [mem.data_ptr(), buffers.mem.data_ptr(), *[0] * 9, *self.beta_and_theta, *[0] * 6]
+        table += [mem.data_ptr(), buffers.mem.data_ptr(), *[0] * 9, *self.beta_and_theta, *[0] * 6, _address(self.bias)]
         self.cpu.run_in_parts("spiking", self.dtype, table, 3, self.cpu.BLOCK, steps * size)
 
     def committed(self, state: LayerState) -> None:
