@@ -108,7 +108,7 @@ def constants_of(form: Form) -> array[float]:
 
 def _parameters(values: Values) -> list[int]:
     """The addresses of a neuron's own parameters, each with the distance from a neuron's value to the next's."""
-    table = []
+    table: list[int] = []
     for name in ("beta", "threshold", "alpha", "rho", "kappa"):
         value = values.get(name)
         table += (0, 0) if value is None else (value.data_ptr(), value.ndim)
@@ -143,6 +143,7 @@ def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
         table = [steps, *head, current_, u_, y_, *states, cur_, adapt_, draws_, *parameters]
         run_in_parts("spiking", dtype, table, 3, loops.BLOCK, steps * size)
     else:
+        assert start.spk is not None
         transposed, before, between = values["recurrent"].t(), start.spk, states
         step = size * current.element_size()
         pointers = [_address(window) for window in offset]

@@ -15,9 +15,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numba as nb
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -28,11 +27,14 @@ SPIKE, STRICT, MULTI, GRADED, DRAWN = range(5)
 ARCTAN, FAST_SIGMOID, TRIANGLE, SIGMOID, EXPONENTIAL, LOGISTIC = range(6)
 SUBTRACT, ZERO, NONE = range(3)
 
-_KEPT = {"cache": True, "error_model": "numpy"}
+# numba's decorators; a sum may be taken in any order
+_Decorator = Callable[[Callable[..., Any]], Any]
+_kernel: _Decorator = cfunc(types.void(types.int64), cache=True, error_model="numpy")
+_loop: _Decorator = njit(error_model="numpy")
+_sum: _Decorator = njit(error_model="numpy", fastmath={"reassoc", "contract"})
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _pointer(typing: Any, address: Any) -> Any:  # noqa: ARG001
+def _as_pointer(typing: Any, address: Any) -> Any:  # noqa: ARG001
     """An integer as a pointer."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
@@ -41,7 +43,10 @@ def _pointer(typing: Any, address: Any) -> Any:  # noqa: ARG001
     return types.voidptr(types.int64), generate
 
 
-@njit(error_model="numpy")
+_pointer: Any = intrinsic(_as_pointer)
+
+
+@_loop
 def _fill(block: Any, values: Any, step: int, start: int, n: int, m: int) -> None:
     """A parameter of each neuron of the block; step 0: the same for all."""
     if step == 0:
@@ -56,21 +61,21 @@ def _fill(block: Any, values: Any, step: int, start: int, n: int, m: int) -> Non
             j = 0
 
 
-@njit(error_model="numpy")
+@_loop
 def _load(block: Any, window: Any, at: int, n: int) -> None:
     part = window[at : at + n]  # not window[at + i]: that index might be negative, for all the compiler knows
     for i in range(n):
         block[i] = part[i]
 
 
-@njit(error_model="numpy")
+@_loop
 def _store(window: Any, at: int, block: Any, n: int) -> None:
     part = window[at : at + n]
     for i in range(n):
         part[i] = block[i]
 
 
-@njit(error_model="numpy")
+@_loop
 def _emit(y: Any, u: Any, theta: Any, n: int, firing: int, most: float, width: float, draws: Any) -> None:
     one, zero = y.dtype.type(1), y.dtype.type(0)
     if firing == SPIKE:
@@ -90,7 +95,7 @@ def _emit(y: Any, u: Any, theta: Any, n: int, firing: int, most: float, width: f
             y[i] = one if draws[i] < one / (one + math.exp(-u[i] / width)) else zero
 
 
-@njit(error_model="numpy")
+@_loop
 def _count(s: Any, y: Any, n: int, firing: int) -> None:
     one, zero = s.dtype.type(1), s.dtype.type(0)
     if firing == GRADED:
@@ -101,17 +106,18 @@ def _count(s: Any, y: Any, n: int, firing: int) -> None:
             s[i] = y[i]
 
 
-@njit(error_model="numpy")
+@_loop
 def _surrogate(psi: Any, u: Any, n: int, kind: int, width: float) -> None:
     """psi(u), where u may be psi itself."""
     one, zero = psi.dtype.type(1), psi.dtype.type(0)
+    narrow = one / width
     if kind == ARCTAN:
         for i in range(n):
-            r = u[i] / width
+            r = u[i] * narrow
             psi[i] = one / (one + r * r)
     elif kind == FAST_SIGMOID:
         for i in range(n):
-            r = abs(u[i]) / width + one
+            r = abs(u[i]) * narrow + one
             psi[i] = one / (r * r)
     elif kind == TRIANGLE:
         for i in range(n):
@@ -129,7 +135,7 @@ def _surrogate(psi: Any, u: Any, n: int, kind: int, width: float) -> None:
             psi[i] = f * (one - f) / width
 
 
-@njit(error_model="numpy")
+@_loop
 def _slopes(
     psi: Any, counted: Any, u: Any, theta: Any, n: int, firing: int, most: float, kind: int, width: float
 ) -> None:
@@ -148,7 +154,7 @@ def _slopes(
             psi[i] = (one if u[i] >= zero else zero) + (u[i] + theta[i]) * psi[i]
 
 
-@njit(error_model="numpy")
+@_loop
 def _reset(v: Any, p: Any, theta: Any, s: Any, n: int, reset: int) -> None:
     """The membrane after the reset; NONE where it is delayed too."""
     zero = v.dtype.type(0)
@@ -163,7 +169,7 @@ def _reset(v: Any, p: Any, theta: Any, s: Any, n: int, reset: int) -> None:
             v[i] = p[i]
 
 
-@njit(error_model="numpy")
+@_loop
 def _plain_step(p: Any, v: Any, u: Any, y: Any, beta: Any, theta: Any, n: int, firing: int) -> None:
     """The usual neuron in one loop: one spike, subtracted at once."""
     one, zero = v.dtype.type(1), v.dtype.type(0)
@@ -186,7 +192,7 @@ def _plain_step(p: Any, v: Any, u: Any, y: Any, beta: Any, theta: Any, n: int, f
 def spiking(real: Any) -> Any:
     """The forward scan of spiking neurons, for one floating-point type."""
 
-    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    @_kernel
     def run(address: int) -> None:
         a = carray(_pointer(address), 40, np.int64)
         steps, size, m, begin, end = a[0], a[1], a[2], a[3], a[4]
@@ -296,7 +302,7 @@ def spiking(real: Any) -> Any:
     return run
 
 
-@njit(error_model="numpy")
+@_loop
 def _plain_reverse_step(
     ls: Any, has_ls: bool, u: Any, dv: Any, g: Any, e: Any, beta: Any, psi: Any, n: int, kind: int, width: float
 ) -> None:
@@ -315,7 +321,7 @@ def _plain_reverse_step(
             dv[i] = beta[i] * g[i]
 
 
-@njit(error_model="numpy")
+@_loop
 def _emitted(y: Any, s: Any, u: Any, theta: Any, n: int, firing: int, most: float, recorded: bool, ys: Any) -> None:
     """What was emitted in a step of the record, and how many spikes that is."""
     if recorded:
@@ -326,7 +332,7 @@ def _emitted(y: Any, s: Any, u: Any, theta: Any, n: int, firing: int, most: floa
     _count(s, y, n, firing)
 
 
-@njit(error_model="numpy")
+@_loop
 def _threshold(theta_t: Any, theta: Any, kappa: Any, adapt: Any, n: int, adapts: bool) -> None:
     """The threshold of a step."""
     if adapts:
@@ -340,7 +346,7 @@ def _threshold(theta_t: Any, theta: Any, kappa: Any, adapt: Any, n: int, adapts:
 def spiking_reverse(real: Any) -> Any:
     """The reverse scan of spiking neurons, for one floating-point type."""
 
-    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    @_kernel
     def run(address: int) -> None:
         a = carray(_pointer(address), 60, np.int64)
         size, m, begin, end, first, last = a[0], a[1], a[2], a[3], a[4], a[5]
@@ -365,6 +371,7 @@ def spiking_reverse(real: Any) -> Any:
         wants_c = wants_theta or wants_kappa or adapts
         plain = firing <= STRICT and reset == SUBTRACT and not (adapts or delayed or attached or recorded)
         plain = plain and ls_kind <= 1 and a[26] == 0 and not wants_beta
+        plainest = plain and ls_kind == 1 and gain == real(1) and not (has_cur or leaks or wants_theta or wants_alpha)
         block = np.zeros((27, BLOCK), real)
         beta, theta, alpha, rho, kappa = block[0], block[1], block[2], block[3], block[4]
         dv, di, da, dy = block[5], block[6], block[7], block[8]
@@ -404,6 +411,16 @@ def spiking_reverse(real: Any) -> Any:
                 _load(dy, carray(_pointer(a[26]), size, real), start, n)
             for t in range(last - 1, first - 1, -1):
                 at = t * size + start
+                if plainest:
+                    row = t * out_step + start
+                    signal, sent = ls[t * ls_step + start : t * ls_step + start + n], out[row : row + n]
+                    _surrogate(psi, us[at : at + n], n, kind, width)
+                    for i in range(n):
+                        g[i] = psi[i] * signal[i] + dv[i]
+                        sent[i] = g[i]
+                        total[i] += g[i]
+                        dv[i] = beta[i] * g[i]
+                    continue
                 if plain:
                     w = us[at : at + n]
                     _plain_reverse_step(ls[t * ls_step + start :], ls_kind == 1, w, dv, g, e, beta, psi, n, kind, width)
@@ -525,7 +542,7 @@ def spiking_reverse(real: Any) -> Any:
 def li(real: Any) -> Any:
     """Leaky integration forwards: `v_t = beta * v_{t-1} + J_t`."""
 
-    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    @_kernel
     def run(address: int) -> None:
         a = carray(_pointer(address), 11, np.int64)
         steps, size, m, begin, end = a[0], a[1], a[2], a[3], a[4]
@@ -554,7 +571,7 @@ def li(real: Any) -> Any:
 def li_reverse(real: Any) -> Any:
     """Leaky integration backwards: `g_t = ls_t + beta * g_{t+1}`."""
 
-    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    @_kernel
     def run(address: int) -> None:
         a = carray(_pointer(address), 16, np.int64)
         steps, size, m, begin, end = a[0], a[1], a[2], a[3], a[4]
@@ -605,7 +622,7 @@ def li_reverse(real: Any) -> Any:
 def advance(real: Any) -> Any:
     """Traces of a window's inputs, each entering the next, or all of them side by side."""
 
-    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    @_kernel
     def run(address: int) -> None:
         a = carray(_pointer(address), 12, np.int64)
         steps, lanes, width, stages, side_by_side, begin, end = a[0], a[1], a[2], a[3], a[4] != 0, a[5], a[6]
@@ -658,7 +675,7 @@ def advance(real: Any) -> Any:
 def fold(real: Any) -> Any:
     """`advance` for one trace with one decay, and the trace of ones of each lane; all steps of all lanes in a row."""
 
-    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    @_kernel
     def run(address: int) -> None:
         a = carray(_pointer(address), 12, np.int64)
         steps, size, lanes, begin, end = a[0], a[1], a[2], a[3], a[4]
@@ -668,6 +685,7 @@ def fold(real: Any) -> Any:
             carray(_pointer(a[7]), size, real),
         )
         decay = carray(_pointer(a[8]), 1, real)[0]
+        least = real(np.finfo(real).tiny) * real(2**24)  # what fades below it would soon be computed ten times slower
         whole = 8 * BLOCK  # what is read of one step at a time: long enough for memory, short enough for the cache
         for start in range(begin, end, whole):
             n = min(whole, end - start)
@@ -679,6 +697,8 @@ def fold(real: Any) -> Any:
                 entering = x[t * size + start : t * size + start + n]
                 for i in range(n):
                     z[i] = entering[i] + z[i] * decay
+            for i in range(n):
+                z[i] = z[i] if abs(z[i]) > least else real(0)
         if a[9] != 0 and begin == 0:
             ones, advanced = carray(_pointer(a[9]), lanes, real), carray(_pointer(a[10]), lanes, real)
             for lane in range(lanes):
@@ -693,7 +713,7 @@ def fold(real: Any) -> Any:
 def bias(real: Any) -> Any:
     """`sum over lanes of (sum_t g_t + a_0 N_0)`."""
 
-    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    @_kernel
     def run(address: int) -> None:
         a = carray(_pointer(address), 6, np.int64)
         lanes, m = a[0], a[1]
@@ -713,8 +733,8 @@ def bias(real: Any) -> Any:
     return run
 
 
-@njit(error_model="numpy", fastmath={"reassoc", "contract"})
-def _dot(w: Any, x: Any, n: int) -> float:
+@_sum
+def _dot(w: Any, x: Any, n: int) -> Any:
     total = x.dtype.type(0)
     for j in range(n):
         total += w[j] * x[j]
@@ -724,7 +744,7 @@ def _dot(w: Any, x: Any, n: int) -> float:
 def step(real: Any) -> Any:
     """One step of a usual layer for few lanes: the traces of the step before, the product, the neuron."""
 
-    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    @_kernel
     def run(address: int) -> None:
         a = carray(_pointer(address), 24, np.int64)
         lanes, n, m, firing = a[0], a[1], a[2], a[3]
@@ -758,8 +778,10 @@ def step(real: Any) -> Any:
                 carray(_pointer(a[15]), lanes * n, real),
                 carray(_pointer(a[16]), lanes * n, real),
             )
+            least = real(np.finfo(real).tiny) * real(2**24)
             for j in range(lanes * n):
-                new[j] = past[j] + old[j] * beta
+                z = past[j] + old[j] * beta
+                new[j] = z if abs(z) > least else zero
             if a[17] != 0:
                 ones, advanced = carray(_pointer(a[17]), lanes, real), carray(_pointer(a[18]), lanes, real)
                 for lane in range(lanes):
@@ -771,7 +793,7 @@ def step(real: Any) -> Any:
 def step_reverse(real: Any) -> Any:
     """The same backwards: the gradients of weights and bias, and dL/dx."""
 
-    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    @_kernel
     def run(address: int) -> None:
         a = carray(_pointer(address), 24, np.int64)
         lanes, n, m, kind = a[0], a[1], a[2], a[3]
@@ -837,7 +859,7 @@ def step_reverse(real: Any) -> Any:
 def cross_entropy(real: Any) -> Any:
     """`-log softmax(y)[target]`, weighted and summed, and its gradient."""
 
-    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    @_kernel
     def run(address: int) -> None:
         a = carray(_pointer(address), 10, np.int64)
         rows, targets, m, uniform = a[0], a[1], a[2], a[3] != 0
@@ -870,9 +892,9 @@ def cross_entropy(real: Any) -> Any:
     return run
 
 
-@njit(error_model="numpy", fastmath={"reassoc"})
-def _copy(x: Any, copy: Any, n: int) -> float:
-    """x into `copy`; 0 where all entries are finite, else NaN."""
+@_sum
+def _copy(x: Any, copy: Any, n: int) -> Any:
+    """`copy = x`; 0 where all entries are finite, else NaN."""
     strange = x.dtype.type(0)
     for i in range(n):
         strange += x[i] - x[i]
@@ -883,7 +905,7 @@ def _copy(x: Any, copy: Any, n: int) -> float:
 def taken(real: Any) -> Any:
     """A copy of an input, and whether it is finite."""
 
-    @cfunc(types.void(types.int64), **_KEPT)  # type: ignore[untyped-decorator]
+    @_kernel
     def run(address: int) -> None:
         a = carray(_pointer(address), 5, np.int64)
         begin, end = a[0], a[1]

@@ -193,7 +193,7 @@ class Container(Online, nn.Sequential):
             if adapter is None or adapter.module is not module:
                 adapter = self._adapters[name] = Stateless(module)
             parts.append((name, adapter))
-        self._known_parts = cast(list[nn.Module], modules), parts
+        self._known_parts = modules, parts
         return parts
 
     def _modules_as_run(self, call: Call) -> list[tuple[str, Part]]:
@@ -261,4 +261,4 @@ class named:  # noqa: N801
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         """Raise the error with the module's name before it."""
         if kind in (ValueError, TypeError, RuntimeError):
-            raise kind(f"{type(self.container).__name__}, module {self.name}: {error}") from error  # type: ignore[misc]
+            raise kind(f"{type(self.container).__name__}, module {self.name}: {error}") from error

@@ -98,7 +98,7 @@ class Layer(Online):
         self._warned_of_range = False
         self._own_rule: Rule | None = None
         self._known_synapse: synapses.Synapse | None = None  # as it was last looked at
-        self._known_values: tuple[list[tuple[Tensor, int]], dict[str, Tensor]] | None = None  # likewise
+        self._known_values: tuple[list[tuple[str, Tensor, int]], dict[str, Tensor]] | None = None  # likewise
         self._usual: Usual | None = None
         self._model_rule: Rule | None = None
         where = type(self).__name__
@@ -312,7 +312,7 @@ class Layer(Online):
 
     @property
     def _synapse(self) -> synapses.Synapse:
-        known, module = self._known_synapse, cast(nn.Module, self._modules.get("synapse") or self.synapse)
+        known, module = self._known_synapse, self._modules.get("synapse") or self.synapse
         if known is None or known.module is not module or known.weight is not module.weight:
             known = self._known_synapse = synapses.Synapse(type(self).__name__, module)
         return known
@@ -327,15 +327,17 @@ class Layer(Online):
         constant = len(self._parameters) == 1 and self.recurrent_weight is None
         known = self._known_values
         if constant and known is not None:
-            buffers = self._buffers.values()
-            seen = known[0]
-            if len(seen) == len(buffers) and all(
-                was is now and version == now._version for (was, version), now in zip(seen, buffers, strict=True)
-            ):
+            seen, buffers = known[0], self._buffers
+            same = len(seen) == len(buffers)
+            for name, was, version in seen if same else ():
+                now = buffers.get(name)
+                if now is not was or now._version != version:
+                    same = False
+            if same:
                 return known[1]
         values = self._values_now()
         if constant and self._shapes is not None:
-            seen = [(buffer, buffer._version) for buffer in self._buffers.values() if buffer is not None]
+            seen = [(name, b, b._version) for name, b in self._buffers.items() if b is not None]
             self._known_values = seen, values
         return values
 
@@ -513,11 +515,12 @@ class Layer(Online):
         cpu = kernels.kernels_for(self._a_weight())
         if cpu is None:
             return None
-        values, usual = self.values(), self._usual
+        known = self._known_values if call.as_remembered else None
+        values, usual = (self.values() if known is None else known[1]), self._usual
         if usual is None or not usual.serves(self, values):
             form = getattr(self.neuron, "form", None)
-            known = form is None or cpu.knows(form)
-            usual = self._usual = Usual(self, values, cpu) if known and is_usual(self, values) else None
+            served = (form is None or cpu.knows(form)) and is_usual(self, values)
+            usual = self._usual = Usual(self, values, cpu) if served else None
         return usual
 
     def _take_shape(self, x: Tensor) -> None:
@@ -614,7 +617,7 @@ class Layer(Online):
         return any(p is not None and p.requires_grad for own in (synapse, self._parameters) for p in own.values())
 
     def _a_weight(self) -> Tensor:
-        return cast(Tensor, cast(nn.Module, self._modules["synapse"]).weight)
+        return self._modules["synapse"].weight  # type: ignore[union-attr, return-value]
 
     def _windows_kept(self) -> int:
         return len(self._segments)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..functional.firing import Spike, StrictSpike
 from ..functional.scan import Record, State, Values
 from ..rules import InputTrace, Rule, Truncated
-from ..rules.base import Segment, Tape
+from ..rules.base import Segment, Tape, map_tensors
 from .neuron import LINeuron, MembraneRecord
 from .spiking import SpikingNeuron
 from .state import LayerState
@@ -78,7 +78,9 @@ class Usual:
 
     def __init__(self, layer: Layer, values: Values, cpu: Any) -> None:
         synapse = cast(nn.Linear, layer.synapse)
-        self.synapse, self.weight, self.bias = synapse, synapse.weight, cast(nn.Parameter | None, synapse.bias)
+        self.synapse = synapse
+        self.weight = cast(nn.Parameter, synapse.weight)
+        self.bias = cast(nn.Parameter | None, synapse.bias)
         self.neuron, self.rule, self.values, self.cpu = layer.neuron, layer.rule, values, cpu
         self.n, self.m, self.dtype = synapse.in_features, synapse.out_features, synapse.weight.dtype
         theta = values.get("threshold", values["beta"])
@@ -127,7 +129,7 @@ class Usual:
             tables = self._step_tables(lanes, mem, kept, traces)
             self.sets.append(Buffers(mem, kept, traces, record, State(mem), *tables))
         self.rest = State(layer.zeros(lanes, self.m))
-        self.no_traces = {name: torch.zeros_like(t) for name, t in self.sets[0].traces.items()} if self.traced else ()
+        self.no_traces = map_tensors(torch.zeros_like, traces)
         self.g, self.leftover, self.total = torch.zeros_like(kept), torch.zeros_like(mem), torch.zeros_like(mem)
 
     def _step_tables(self, lanes: int, mem: Tensor, kept: Tensor, traces: Any) -> tuple[array[int], array[int]]:
@@ -247,9 +249,9 @@ class Usual:
                 table = [lanes, self.m, self.total.data_ptr(), self.leftover.data_ptr(), ones, d_bias.data_ptr()]
                 self.cpu.run("bias", self.dtype, table)
             below = torch.mm(rows, weight).view(x.shape) if wanted else None
-        updates = []
+        updates: list[tuple[nn.Parameter, Tensor]] = []
         if d_weight is not None:
-            updates.append((weight, d_weight))
+            updates.append((self.weight, d_weight))
         if d_bias is not None:
             updates.append((cast(nn.Parameter, bias), d_bias))
         return below, updates
