@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .. import _checks, kernels
 from ..functional.bank import Bank
+from ..kernels import memory
 from ..rules import Eligibility, InputTrace, MeanField, Rule, Truncated
 from ..rules.base import ModelDecays, Wanted
 from .state import flatten
@@ -257,7 +258,7 @@ class Online(Streaming):
             if self.check_finite:
                 _checks.finite(where, "x", x)
             return x.clone(memory_format=torch.contiguous_format)
-        copy = torch.empty_like(x)
+        copy = memory.empty(x.shape, x.dtype)
         if not cpu.taken(x, copy) and self.check_finite:
             _checks.finite(where, "x", x)
         return copy

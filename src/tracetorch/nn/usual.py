@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..functional.firing import Spike, StrictSpike
 from ..functional.scan import Record, State, Values
+from ..kernels import memory
 from ..rules import InputTrace, Rule, Truncated
 from ..rules.base import Segment, Tape, map_tensors
 from .neuron import LINeuron, MembraneRecord
@@ -157,7 +158,7 @@ class Usual:
         traces = self.no_traces if before is None or plan.fresh else before.traces
         past = segments[0].tape.x if segments and self.traced else None
         advanced = traces if past is None else buffers.traces
-        y = torch.empty_like(buffers.kept)
+        y = memory.empty((steps, lanes, self.m), self.dtype)
         if steps == 1 and lanes <= FUSED_LANES:
             self._step(x, past, mem, traces, buffers, y)
         else:
@@ -248,7 +249,10 @@ class Usual:
                 ones = traces["bias"].data_ptr() if self.traced else 0
                 table = [lanes, self.m, self.total.data_ptr(), self.leftover.data_ptr(), ones, d_bias.data_ptr()]
                 self.cpu.run("bias", self.dtype, table)
-            below = torch.mm(rows, weight).view(x.shape) if wanted else None
+            below = None
+            if wanted:
+                below = memory.empty(x.shape, self.dtype)
+                torch.mm(rows, weight, out=below.view(-1, n))
         updates: list[tuple[nn.Parameter, Tensor]] = []
         if d_weight is not None:
             updates.append((self.weight, d_weight))
