@@ -129,6 +129,7 @@ class Online(Streaming):
     """Bytes, None for no limit: when a stream begins, a warning names every layer that will keep more between calls."""
 
     _horizon: int | None = None
+    _fits: tuple[Plans, int, int | None] | None = None  # what was last seen to keep no more than the limit
 
     @property
     def horizon(self) -> int | None:
@@ -206,18 +207,24 @@ class Online(Streaming):
 
     def _check_size(self, plans: Plans, lanes: int) -> None:
         """Warn where a stream begins that will keep more bytes than the limit."""
+        known = self._fits
+        if known is not None and known[0] is plans and known[1:] == (lanes, self.state_limit):
+            return
+        fits = True
         for name, layer in self._layers().items():
             plan = plans[id(layer)]
             if not plan.fresh or self.state_limit is None:
                 continue
             size = layer._state_bytes_per_lane(plan.nodes) * lanes
             if size > self.state_limit:
+                fits = False
                 warnings.warn(
                     f"{type(self).__name__}: layer {name or 0} ({layer!r}) will keep {size:,} bytes between calls for "
                     f"{lanes} lanes, more than the limit of {self.state_limit:,}. Give it rule=MeanField(), or "
                     f"InputTrace() with a horizon, or fewer lanes; or set state_limit (bytes, None for no limit).",
                     stacklevel=4,
                 )
+        self._fits = (plans, lanes, self.state_limit) if fits else None
 
     def _learns_now(self) -> bool:
         return self.training and _learning.get() and not torch.is_inference_mode_enabled()
