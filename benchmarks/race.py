@@ -231,8 +231,9 @@ PAGE = """# Speed and memory beside other libraries
 Made by `make bench`. {nets}; {activity:.0f} % of the inputs spike in each of T = {steps} steps, {rates} % of the
 neurons of the hidden layers. LIF neurons with beta 0.9 and threshold 1, a subtractive reset without gradient; a leaky
 readout with beta 0.9; a cross-entropy of its membrane at every step. All get the same weights and the same input.
-Timed: gradients zeroed, forward, loss, backward. They take turns, in a new order every round, for at least {fewest} rounds. A
-sequence of less than 0.1 s is run up to ten times in a row, as in training, and the first of them does not count.
+Timed: gradients zeroed, forward, loss, backward. They take turns, in a new order every round, for at least {fewest}
+rounds. A sequence of less than 0.1 s is run up to ten times in a row, as in training, and the first of them does not
+count.
 
 {machine}
 
