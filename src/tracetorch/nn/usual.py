@@ -233,7 +233,7 @@ class Usual:
         x, weight, bias = tape.x, self.weight, self.bias
         steps, lanes, n = x.shape
         ls = torch.zeros_like(self.g) if ls is None else ls.contiguous()
-        d_weight = torch.empty_like(weight) if weight.requires_grad else None
+        d_weight = memory.empty(weight.shape, self.dtype) if weight.requires_grad else None
         d_bias = torch.empty_like(bias) if bias is not None and bias.requires_grad else None
         if steps == 1 and lanes <= FUSED_LANES:
             below = torch.empty_like(x) if wanted else None
