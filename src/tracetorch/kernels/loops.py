@@ -29,9 +29,16 @@ SUBTRACT, ZERO, NONE = range(3)
 
 # numba's decorators; a sum may be taken in any order
 _Decorator = Callable[[Callable[..., Any]], Any]
-_kernel: _Decorator = cfunc(types.void(types.int64), cache=True, error_model="numpy")
 _loop: _Decorator = njit(error_model="numpy")
 _sum: _Decorator = njit(error_model="numpy", fastmath={"reassoc", "contract"})
+
+
+def _kernel(function: Callable[[int], None]) -> Any:
+    """Compiled, or read from disk; where there is no folder to keep it in, compiled in every process."""
+    try:
+        return cfunc(types.void(types.int64), cache=True, error_model="numpy")(function)
+    except RuntimeError:
+        return cfunc(types.void(types.int64), error_model="numpy")(function)
 
 
 def _as_pointer(typing: Any, address: Any) -> Any:  # noqa: ARG001
