@@ -279,3 +279,15 @@ def test_a_model_learns_the_same_with_and_without_kernels() -> None:
             expected = gradients()
     for a, b in zip(came, expected, strict=True):
         close(a, b)
+
+
+@several
+@given(st.data(), SHAPES, DTYPES)
+def test_matrices_are_the_reference(data: st.DataObject, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(data.draw(st.integers(0, 2**16)))
+    steps, lanes, n = shape
+    nodes, stages, m = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2)), data.draw(st.sampled_from([1, 4, 9]))
+    sizes = [(lanes, nodes, m, n), (steps, nodes, lanes, m), (nodes, lanes, stages, m), shape, (lanes, stages, n)]
+    given_ = [torch.randn(size, dtype=dtype) for size in sizes]
+    decay = torch.rand(nodes, 1, dtype=dtype)
+    same(kernels.advance_matrix(*given_, decay), trace.advance_matrix(*given_, decay))

@@ -154,6 +154,27 @@ def _linear_system(traces: Tensor, chain: tuple[Stage, ...]) -> tuple[Tensor, Te
     return torch.stack(rows, -2), torch.stack(entries, -1)
 
 
+def advance_matrix(before: Tensor, g: Tensor, border: Tensor, taken: Tensor, past: Tensor, decay: Tensor) -> Tensor:
+    """Advance matrices over a window: `decay_h before_h + sum_t g_t x_t^T + border past^T` for each lane.
+
+    Args:
+        before: (B, H, m, n) before the window.
+        g: (K, H, B, m) the rows that each step adds.
+        border: (H, B, S, m) the rows that the S traces at the window's start add.
+        taken: (K, B, n) the inputs of each step.
+        past: (B, S, n) the traces at the window's start.
+        decay: (H, 1), over the whole window (dimensionless).
+
+    Returns:
+        (B, H, m, n) after the window; a new tensor.
+    """
+    lanes, h, m, n = before.shape
+    rows = torch.cat([g.permute(2, 1, 3, 0), border.permute(1, 0, 3, 2)], -1).reshape(lanes, h * m, -1)
+    columns = torch.cat([taken.transpose(0, 1), past], 1)
+    kept = (before * decay[..., None]).view(lanes, h * m, n)
+    return torch.baddbmm(kept, rows, columns).view(lanes, h, m, n)
+
+
 def average(trace: Tensor, normaliser: Tensor) -> Tensor:
     """The average that a trace holds, corrected for its start: `trace / normaliser`, 0 where the normaliser is 0.
 

@@ -19,7 +19,16 @@ from ..functional import scan, trace
 from ..functional.scan import Form, Record, Reverse, Scan, State, Values
 from ..functional.trace import Stage
 
-__all__ = ["advance_bank", "advance_chain", "li", "li_reverse", "reference", "spiking", "spiking_reverse"]
+__all__ = [
+    "advance_bank",
+    "advance_chain",
+    "advance_matrix",
+    "li",
+    "li_reverse",
+    "reference",
+    "spiking",
+    "spiking_reverse",
+]
 
 _wanted: ContextVar[bool] = ContextVar("tracetorch_kernels", default=True)
 _cpu: ModuleType | None = None
@@ -127,6 +136,16 @@ def advance_bank(traces: Tensor, drive: Tensor, nodes: Tensor) -> Tensor:
     if kernels is None:
         return trace.advance_bank(traces, drive, nodes)
     new: Tensor = kernels.advance_bank(traces.contiguous(), _spread(drive, traces), nodes)
+    return new
+
+
+def advance_matrix(before: Tensor, g: Tensor, border: Tensor, taken: Tensor, past: Tensor, decay: Tensor) -> Tensor:
+    """See `functional.trace.advance_matrix`."""
+    kernels = kernels_for(before)
+    if kernels is None:
+        return trace.advance_matrix(before, g, border, taken, past, decay)
+    inputs = (tensor.contiguous() for tensor in (before, g, border, taken, past, decay))
+    new: Tensor = kernels.advance_matrix(*inputs)
     return new
 
 

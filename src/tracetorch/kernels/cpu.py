@@ -23,7 +23,7 @@ from ..functional import firing, surrogate
 from ..functional.firing import Firing
 from ..functional.scan import Form, Record, Reverse, Scan, State, Values
 from ..functional.trace import Stage
-from . import loops
+from . import loops, memory
 
 ENTRIES_FOR_THREADS = 2**18  # steps times neurons and lanes, from which several threads are faster than one
 
@@ -312,6 +312,16 @@ def _advance(
     table = [len(drive), lanes, n, stages, side_by_side, 0, lanes, drive.data_ptr(), _address(kept)]
     table += [traces.data_ptr(), new.data_ptr(), each.buffer_info()[0]]
     run_in_parts("advance", traces.dtype, table, 5, 1, len(drive) * lanes * n)
+    return new
+
+
+def advance_matrix(before: Tensor, g: Tensor, border: Tensor, taken: Tensor, past: Tensor, decay: Tensor) -> Tensor:
+    """`functional.trace.advance_matrix`."""
+    lanes, h, m, n = before.shape
+    new = memory.empty(before.shape, before.dtype)
+    table = [len(g), lanes, h, m, n, border.shape[2], 0, lanes]
+    table += [tensor.data_ptr() for tensor in (before, g, border, taken, past, decay, new)]
+    run_in_parts("advance_matrix", before.dtype, table, 6, 1, len(g) * before.numel())
     return new
 
 

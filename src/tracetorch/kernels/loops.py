@@ -679,6 +679,74 @@ def advance(real: Any) -> Any:
     return run
 
 
+@_sum
+def _add_products(total: Any, c: Any, x: Any, i: int, p: int, n: int) -> None:
+    """Four rows of a product, four of its terms: `total[k] += c[i + k, p] x[p] + ... + c[i + k, p + 3] x[p + 3]`."""
+    x0, x1, x2, x3 = x[p], x[p + 1], x[p + 2], x[p + 3]
+    t0, t1, t2, t3 = total[0], total[1], total[2], total[3]
+    c00, c01, c02, c03 = c[i, p], c[i, p + 1], c[i, p + 2], c[i, p + 3]
+    c10, c11, c12, c13 = c[i + 1, p], c[i + 1, p + 1], c[i + 1, p + 2], c[i + 1, p + 3]
+    c20, c21, c22, c23 = c[i + 2, p], c[i + 2, p + 1], c[i + 2, p + 2], c[i + 2, p + 3]
+    c30, c31, c32, c33 = c[i + 3, p], c[i + 3, p + 1], c[i + 3, p + 2], c[i + 3, p + 3]
+    for j in range(n):
+        a, b, d, e = x0[j], x1[j], x2[j], x3[j]
+        t0[j] += c00 * a + c01 * b + c02 * d + c03 * e
+        t1[j] += c10 * a + c11 * b + c12 * d + c13 * e
+        t2[j] += c20 * a + c21 * b + c22 * d + c23 * e
+        t3[j] += c30 * a + c31 * b + c32 * d + c33 * e
+
+
+def advance_matrix(real: Any) -> Any:
+    """A product of few terms for each lane, added to matrices that fade: read once, written once."""
+
+    @_kernel
+    def run(address: int) -> None:
+        a = carray(_pointer(address), 15, np.int64)
+        steps, lanes, nodes, m, n, stages, begin, end = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]
+        before, g = (
+            carray(_pointer(a[8]), lanes * nodes * m * n, real),
+            carray(_pointer(a[9]), steps * nodes * lanes * m, real),
+        )
+        border, taken = (
+            carray(_pointer(a[10]), nodes * lanes * stages * m, real),
+            carray(_pointer(a[11]), steps * lanes * n, real),
+        )
+        past, decay = carray(_pointer(a[12]), lanes * stages * n, real), carray(_pointer(a[13]), nodes, real)
+        new = carray(_pointer(a[14]), lanes * nodes * m * n, real)
+        terms, rows_of_four = -(-steps // 4) * 4, -(-m // 4) * 4  # what is beyond steps and m stays zero
+        block = 2 * BLOCK
+        rows, columns = np.zeros((rows_of_four, terms), real), np.zeros((terms, block), real)
+        total = np.zeros((4, block), real)
+        for lane in range(begin, end):
+            for h in range(nodes):
+                for t in range(steps):
+                    part = g[((t * nodes + h) * lanes + lane) * m :][:m]
+                    for i in range(m):
+                        rows[i, t] = part[i]
+                for start in range(0, n, block):
+                    width = min(block, n - start)
+                    for t in range(steps):
+                        _load(columns[t], taken, (t * lanes + lane) * n + start, width)
+                    for i in range(0, m, 4):
+                        there = min(4, m - i)
+                        at = ((lane * nodes + h) * m + i) * n + start
+                        for k in range(there):
+                            old, sums = before[at + k * n : at + k * n + width], total[k]
+                            for j in range(width):
+                                sums[j] = old[j] * decay[h]
+                            for s in range(stages):
+                                z = past[(lane * stages + s) * n + start :]
+                                factor = border[((h * lanes + lane) * stages + s) * m + i + k]
+                                for j in range(width):
+                                    sums[j] += factor * z[j]
+                        for p in range(0, terms, 4):
+                            _add_products(total, rows, columns, i, p, width)
+                        for k in range(there):
+                            _store(new, at + k * n, total[k], width)
+
+    return run
+
+
 def fold(real: Any) -> Any:
     """`advance` for one trace with one decay, and the trace of ones of each lane; all steps of all lanes in a row."""
 
@@ -932,6 +1000,7 @@ KERNELS: dict[str, Callable[[Any], Any]] = {
         li,
         li_reverse,
         advance,
+        advance_matrix,
         fold,
         bias,
         step,

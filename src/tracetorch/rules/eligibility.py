@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from .. import kernels
 from ..functional.scan import Reverse
 from .adjoint import (
     AdjointRule,
@@ -148,7 +149,7 @@ class Eligibility(AdjointRule):
             for name, taken in inputs.items():
                 rows = (old.matrices[name], probe.g, at_border)
                 if name == "recurrent" or layer.fan_in == layer.in_features:
-                    matrices[name] = _advance_matrix(*rows, taken, old.own[name], decay)
+                    matrices[name] = kernels.advance_matrix(*rows, taken, old.own[name], decay)
                 else:
                     matrices[name] = _advance_patches(*rows, layer.patches(taken), layer.patches(old.own[name]), decay)
         added = probe.own | ({"bias": probe.g.sum(0)} if "bias" in old.own else {})
@@ -205,24 +206,6 @@ def _probe(layer: LayerLike, tape: Tape, signal: Tensor) -> Reverse:
         values={name: value for name, value in tape.values.items() if name != "recurrent"},
     )
     return layer.neuron.reverse(widened, probes, own_parameters(layer, layer.learns))
-
-
-def _advance_matrix(before: Tensor, g: Tensor, at_border: Tensor, taken: Tensor, past: Tensor, decay: Tensor) -> Tensor:
-    """`q_h^K E_h + sum_t g_t x_t^T + dL/dstate_0 Z_0^T` for each lane, as one batched product.
-
-    Args:
-        before: (B, H, m, n) E_h before the window.
-        g: (K, H, B, m) from the probes.
-        at_border: (H, B, G, m) what is left over of the probes, as it is written in the traces.
-        taken: (K, B, n) the inputs.
-        past: (B, G, n) the layer's own traces before the window.
-        decay: (H, 1) q_h^K.
-    """
-    lanes, h, m, n = before.shape
-    rows = torch.cat([g.permute(2, 1, 3, 0), at_border.permute(1, 0, 3, 2)], -1).reshape(lanes, h * m, -1)
-    columns = torch.cat([taken.transpose(0, 1), past], 1)
-    kept = (before * decay[..., None]).view(lanes, h * m, n)
-    return torch.baddbmm(kept, rows, columns).view(lanes, h, m, n)
 
 
 def _advance_patches(
