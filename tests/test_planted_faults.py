@@ -15,7 +15,7 @@ from tracetorch.functional import scan, surrogate, trace
 from tracetorch.functional.bank import Bank
 from tracetorch.nn import layer, streaming
 from tracetorch.nn.streaming import Call
-from tracetorch.rules import adjoint, base, eligibility, mean_field
+from tracetorch.rules import adjoint, base, mean_field
 from tracetorch.rules.base import Segment
 
 LIF = ONE_LAYER[0]
@@ -142,7 +142,7 @@ def test_each_knob_moves_the_gradient() -> None:
 
 # -- the adjoint, the bank, the horizon --------------------------------------------------------------------------------
 
-true_advance_bank, true_advance_matrix = trace.advance_bank, eligibility._advance_matrix
+true_advance_bank, true_advance_matrix = trace.advance_bank, trace.advance_matrix
 true_leaving, true_marked, true_reverse = Call.leaving, streaming.marked, base._reverse
 BANK = {name: getattr(Bank, name).func for name in ("kernels", "convolved", "delayed", "converted")}
 
@@ -191,7 +191,7 @@ def matrix_decay(patch: pytest.MonkeyPatch) -> None:
     def advance(before, g, at_border, taken, past, decay):
         return true_advance_matrix(before, g, at_border, taken, past, decay * 0.99)
 
-    patch.setattr(eligibility, "_advance_matrix", advance)
+    patch.setattr(trace, "advance_matrix", advance)
 
 
 def matrix_without_the_past(patch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def matrix_without_the_past(patch: pytest.MonkeyPatch) -> None:
     def advance(before, g, at_border, taken, past, decay):
         return true_advance_matrix(before, g, torch.zeros_like(at_border), taken, past, decay)
 
-    patch.setattr(eligibility, "_advance_matrix", advance)
+    patch.setattr(trace, "advance_matrix", advance)
 
 
 def probe_one_step_late(patch: pytest.MonkeyPatch) -> None:
