@@ -101,7 +101,7 @@ def cross_entropy(
     if of != "logits":
         raise ValueError(f"{where}: expected of to be 'logits' or 'probs', got {of!r}.")
     _check_classes(where, y, target)
-    cpu = kernels.kernels_for(y)
+    cpu = kernels.cpu_for(y)
     if cpu is not None and y.is_contiguous() and target.is_cpu:
         scale = 1 / (y.numel() // y.shape[-1]) if weights is None else _scale(where, y, weights)
         if isinstance(scale, Tensor):

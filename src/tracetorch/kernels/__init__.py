@@ -2,11 +2,14 @@
 
 Every function here has the signature of its namesake in `functional.scan` or `functional.trace`, which is the
 reference, and what is run where there is no kernel: a surrogate of the user's own, another dtype, another device, no
-numba. The choice is made here and nowhere else.
+numba for the CPU, no triton for a GPU. The choice is made here and nowhere else.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import os
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -31,8 +34,7 @@ __all__ = [
 ]
 
 _wanted: ContextVar[bool] = ContextVar("tracetorch_kernels", default=True)
-_cpu: ModuleType | None = None
-_looked_for_cpu = False
+_interprets: ContextVar[bool] = ContextVar("tracetorch_interprets", default=False)
 
 
 @contextmanager
@@ -51,28 +53,51 @@ def reference() -> Iterator[None]:
         _wanted.reset(before)
 
 
+@contextmanager
+def _interpreted() -> Iterator[None]:
+    """Within this context the GPU kernels run on CPU tensors too, for tests: slowly, by triton's interpreter.
+
+    The environment must hold TRITON_INTERPRET=1 before triton is imported; the context has no effect otherwise.
+    """
+    before = _interprets.set(os.environ.get("TRITON_INTERPRET") == "1")
+    try:
+        yield
+    finally:
+        _interprets.reset(before)
+
+
 def kernels_for(tensor: Tensor) -> ModuleType | None:
     """The kernels for a tensor's device and dtype; None where there are none."""
-    if not tensor.is_cpu or not _wanted.get():
+    if not _wanted.get():
         return None
-    kernels = _cpu if _looked_for_cpu else _look_for_cpu()
+    if tensor.is_cuda or (tensor.is_cpu and _interprets.get()):
+        return _of_dtype(_load("cuda", "triton", "GPU"), tensor)
+    return cpu_for(tensor)
+
+
+def cpu_for(tensor: Tensor) -> ModuleType | None:
+    """Those of the CPU, which can do more; None for tensors that are elsewhere, or where there are none."""
+    if not tensor.is_cpu or not _wanted.get() or _interprets.get():
+        return None
+    return _of_dtype(_load("cpu", "numba", "CPU"), tensor)
+
+
+def _of_dtype(kernels: ModuleType | None, tensor: Tensor) -> ModuleType | None:
     return kernels if kernels is not None and tensor.dtype in kernels.DTYPES else None
 
 
-def _look_for_cpu() -> ModuleType | None:
-    global _cpu, _looked_for_cpu
-    _looked_for_cpu = True
+@functools.cache
+def _load(module: str, compiler: str, device: str) -> ModuleType | None:
+    """A module of kernels; None, and a warning the first time, where what compiles them is not installed."""
     try:
-        from . import cpu
+        return importlib.import_module(f".{module}", __name__)
     except ImportError as error:
         warnings.warn(
-            f"tracetorch: expected numba, which its fast CPU kernels are compiled by, got {error!r}. All works without "
-            f"it, several times slower. Install it with 'pip install numba'.",
-            stacklevel=2,
+            f"tracetorch: expected {compiler}, which its fast {device} kernels are compiled by, got {error!r}. All "
+            f"works without it, several times slower. Install it with 'pip install {compiler}'.",
+            stacklevel=3,
         )
         return None
-    _cpu = cpu
-    return cpu
 
 
 def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:

@@ -512,7 +512,7 @@ class Layer(Online):
         """What runs the layer in a few calls; None where the general way is needed."""
         if not call.learning or call.horizon or plan is None or plan.nodes.above is not None:
             return None
-        cpu = kernels.kernels_for(self._a_weight())
+        cpu = kernels.cpu_for(self._a_weight())
         if cpu is None:
             return None
         known = self._known_values if call.as_remembered else None

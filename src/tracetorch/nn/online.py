@@ -260,7 +260,7 @@ class Online(Streaming):
 
     def _copied(self, where: str, x: Tensor) -> Tensor:
         """A contiguous copy of an input, which is checked in the same pass over it where there is a kernel."""
-        cpu = kernels.kernels_for(x)
+        cpu = kernels.cpu_for(x)
         if cpu is None or not x.is_contiguous():
             if self.check_finite:
                 _checks.finite(where, "x", x)
