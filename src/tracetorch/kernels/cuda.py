@@ -41,21 +41,17 @@ _SURROGATES: dict[type[surrogate.Surrogate], str] = {
 
 DTYPES = frozenset({torch.float32, torch.float64})
 BLOCK = 128  # neurons of a program, one for each of its threads
-WARPS = 4
+OPTIONS = {"num_warps": BLOCK // 32, "enable_fp_fusion": False}
 GROUP = 8  # traces of a bank that a program has at most
 
 
-# -- parts of kernels: what is None, or in capitals, is known when they are compiled ------------------------------------
+# -- parts of kernels: what is None, or in capitals, is known when they are compiled -----------------------------------
 
 
 @triton.jit
 def _given(pointer: tl.tensor, at: tl.tensor, mask: tl.tensor, zero: tl.tensor) -> tl.tensor:
     """What is there; `zero` where nothing is."""
-    if pointer is None:
-        block = zero
-    else:
-        block = tl.load(pointer + at, mask=mask, other=0.0)
-    return block
+    return zero if pointer is None else tl.load(pointer + at, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -74,11 +70,7 @@ def _parameter(pointer: tl.tensor, step: tl.tensor, neuron: tl.tensor, mask: tl.
 @triton.jit
 def _divide(a: tl.tensor, b: tl.tensor) -> tl.tensor:
     """The quotient, rounded to the nearest."""
-    if a.dtype == tl.float32:
-        quotient = tl.div_rn(a, b)
-    else:
-        quotient = a / b
-    return quotient
+    return tl.div_rn(a, b) if a.dtype == tl.float32 else a / b
 
 
 @triton.jit
@@ -95,9 +87,9 @@ def _emit(
     u: tl.tensor,
     theta: tl.tensor,
     drawn: tl.tensor,
-    FIRING: tl.constexpr,  # noqa: N803
-    MOST: tl.constexpr,  # noqa: N803
-    WIDTH: tl.constexpr,  # noqa: N803
+    FIRING: tl.constexpr,
+    MOST: tl.constexpr,
+    WIDTH: tl.constexpr,
 ) -> tl.tensor:
     if FIRING == "spike":
         y = (u >= 0).to(u.dtype)
@@ -116,7 +108,7 @@ def _emit(
 
 
 @triton.jit
-def _count(y: tl.tensor, FIRING: tl.constexpr) -> tl.tensor:  # noqa: N803
+def _count(y: tl.tensor, FIRING: tl.constexpr) -> tl.tensor:
     """The number of spikes."""
     s = y
     if FIRING == "graded":
@@ -125,7 +117,7 @@ def _count(y: tl.tensor, FIRING: tl.constexpr) -> tl.tensor:  # noqa: N803
 
 
 @triton.jit
-def _surrogate(u: tl.tensor, KIND: tl.constexpr, WIDTH: tl.constexpr) -> tl.tensor:  # noqa: N803
+def _surrogate(u: tl.tensor, KIND: tl.constexpr, WIDTH: tl.constexpr) -> tl.tensor:
     r = tl.abs(u / WIDTH)
     if KIND == "arctan":
         psi = 1 / (1 + r * r)
@@ -137,10 +129,7 @@ def _surrogate(u: tl.tensor, KIND: tl.constexpr, WIDTH: tl.constexpr) -> tl.tens
         psi = tl.exp(-r)
         if KIND != "exponential":
             psi = psi / ((1 + psi) * (1 + psi))  # f (1 - f)
-            if KIND == "sigmoid":
-                psi = 4 * psi
-            else:
-                psi = psi / WIDTH
+            psi = 4 * psi if KIND == "sigmoid" else psi / WIDTH
     return psi
 
 
@@ -148,10 +137,10 @@ def _surrogate(u: tl.tensor, KIND: tl.constexpr, WIDTH: tl.constexpr) -> tl.tens
 def _slopes(
     u: tl.tensor,
     theta: tl.tensor,
-    FIRING: tl.constexpr,  # noqa: N803
-    MOST: tl.constexpr,  # noqa: N803
-    KIND: tl.constexpr,  # noqa: N803
-    WIDTH: tl.constexpr,  # noqa: N803
+    FIRING: tl.constexpr,
+    MOST: tl.constexpr,
+    KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
     """Psi, and the same of the number of spikes."""
     distance = u
@@ -168,7 +157,7 @@ def _slopes(
 
 
 @triton.jit
-def _after_reset(p: tl.tensor, theta: tl.tensor, s: tl.tensor, RESET: tl.constexpr) -> tl.tensor:  # noqa: N803
+def _after_reset(p: tl.tensor, theta: tl.tensor, s: tl.tensor, RESET: tl.constexpr) -> tl.tensor:
     v = p
     if RESET == "subtract":
         v = p - s * theta
@@ -208,14 +197,14 @@ def _spiking(
     steps: tl.tensor,
     size: tl.tensor,
     m: tl.tensor,
-    FIRING: tl.constexpr,  # noqa: N803
-    MOST: tl.constexpr,  # noqa: N803
-    WIDTH: tl.constexpr,  # noqa: N803
-    RESET: tl.constexpr,  # noqa: N803
-    DELAYED: tl.constexpr,  # noqa: N803
-    LEAKS: tl.constexpr,  # noqa: N803
-    GAIN: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
+    FIRING: tl.constexpr,
+    MOST: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RESET: tl.constexpr,
+    DELAYED: tl.constexpr,
+    LEAKS: tl.constexpr,
+    GAIN: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     here = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = here < size
@@ -279,8 +268,8 @@ def _look(
     mask: tl.tensor,
     theta: tl.tensor,
     kappa: tl.tensor,
-    FIRING: tl.constexpr,  # noqa: N803
-    MOST: tl.constexpr,  # noqa: N803
+    FIRING: tl.constexpr,
+    MOST: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """What was in a step of the record: u, the adaptation, the threshold, the number of spikes."""
     u = tl.load(us + at, mask=mask, other=0.0)
@@ -288,10 +277,7 @@ def _look(
     theta_t = theta
     if adapts is not None:
         theta_t = theta + past * kappa
-    if ys is not None:
-        y = tl.load(ys + at, mask=mask, other=0.0)
-    else:
-        y = _emit(u, theta_t, u, FIRING, MOST, 1.0)
+    y = tl.load(ys + at, mask=mask, other=0.0) if ys is not None else _emit(u, theta_t, u, FIRING, MOST, 1.0)
     return u, past, theta_t, _count(y, FIRING)
 
 
@@ -336,20 +322,20 @@ def _spiking_reverse(
     size: tl.tensor,
     m: tl.tensor,
     probes: tl.tensor,
-    PROBED: tl.constexpr,  # noqa: N803
-    ADDS: tl.constexpr,  # noqa: N803
-    FIRING: tl.constexpr,  # noqa: N803
-    MOST: tl.constexpr,  # noqa: N803
-    KIND: tl.constexpr,  # noqa: N803
-    WIDTH: tl.constexpr,  # noqa: N803
-    RESET: tl.constexpr,  # noqa: N803
-    DELAYED: tl.constexpr,  # noqa: N803
-    ATTACHED: tl.constexpr,  # noqa: N803
-    LEAKS: tl.constexpr,  # noqa: N803
-    GAIN: tl.constexpr,  # noqa: N803
-    WANTS_C: tl.constexpr,  # noqa: N803
-    LOOKS_BACK: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
+    PROBED: tl.constexpr,
+    ADDS: tl.constexpr,
+    FIRING: tl.constexpr,
+    MOST: tl.constexpr,
+    KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RESET: tl.constexpr,
+    DELAYED: tl.constexpr,
+    ATTACHED: tl.constexpr,
+    LEAKS: tl.constexpr,
+    GAIN: tl.constexpr,
+    WANTS_C: tl.constexpr,
+    LOOKS_BACK: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     here = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = here < size
@@ -393,16 +379,10 @@ def _spiking_reverse(
                 e = e - counted * theta_t * dv
             elif RESET == "zero":
                 e = e - counted * (u + theta_t) * dv
-        if RESET == "zero":
-            g = e + tl.where(s == 0, dv, 0.0)
-        else:
-            g = e + dv
+        g = e + tl.where(s == 0, dv, 0.0) if RESET == "zero" else e + dv
         dv = beta * g
         di_first = di
-        if LEAKS:
-            h = (1 - beta) * g + di
-        else:
-            h = GAIN * g + di
+        h = (1 - beta) * g + di if LEAKS else GAIN * g + di
         tl.store(hs + out, h, mask=mask)
         earlier = mask & (at >= size)
         if cur_0 is not None:
@@ -412,9 +392,7 @@ def _spiking_reverse(
             d_alpha += h * tl.where(at >= size, cur_before, tl.load(cur_0 + here, mask=mask, other=0.0))
         s_before = s
         if LOOKS_BACK:
-            u_before, _, theta_before, s_before = _look(
-                us, ys, adapts, at - size, earlier, theta, kappa, FIRING, MOST
-            )
+            u_before, _, theta_before, s_before = _look(us, ys, adapts, at - size, earlier, theta, kappa, FIRING, MOST)
             if own_beta is not None:
                 v = u_before + theta_before
                 if not DELAYED:
@@ -465,7 +443,7 @@ def _li(
     steps: tl.tensor,
     size: tl.tensor,
     m: tl.tensor,
-    BLOCK: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr,
 ) -> None:
     here = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = here < size
@@ -492,7 +470,7 @@ def _li_reverse(
     steps: tl.tensor,
     size: tl.tensor,
     m: tl.tensor,
-    BLOCK: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr,
 ) -> None:
     here = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = here < size
@@ -533,9 +511,9 @@ def _chain(
     n: tl.tensor,
     stages: tl.tensor,
     stage: tl.tensor,
-    GAIN: tl.constexpr,  # noqa: N803
-    GAIN_2: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
+    GAIN: tl.constexpr,
+    GAIN_2: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     here = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = here < size
@@ -589,8 +567,8 @@ def _bank(
     size: tl.tensor,
     n: tl.tensor,
     count: tl.tensor,
-    GROUP: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     here = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     node = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
@@ -612,9 +590,9 @@ def _bank(
 
 def _launch(kernel: Any, like: Tensor, size: int, rows: int = 1, /, **arguments: Any) -> None:
     """Run a kernel on `size` entries, `rows` times over."""
-    with torch.cuda.device_of(like):
+    with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
         grid = (triton.cdiv(size, BLOCK), rows)
-        kernel[grid](**arguments, size=size, BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False)
+        kernel[grid](**arguments, size=size, BLOCK=BLOCK, **OPTIONS)
 
 
 def knows(form: Form) -> bool:
