@@ -196,8 +196,7 @@ def test_without_triton_it_says_so_once_and_the_reference_runs() -> None:
         "    warnings.simplefilter('always')\n"
         "    for _ in range(3):\n"
         "        y = kernels.li(torch.ones(2, 1, 1), torch.zeros(1, 1), torch.tensor(0.5))\n"
-        "print([str(w.message).split(",
-        ")[0] for w in caught], y.flatten().tolist())",
+        "print([str(w.message).split(',')[0] for w in caught], y.flatten().tolist())"
     )
     env = os.environ | {"TRITON_INTERPRET": "1"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)

@@ -74,15 +74,6 @@ def _divide(a: tl.tensor, b: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _round(x: tl.tensor) -> tl.tensor:
-    """The nearest whole number, the even one of two."""
-    below = tl.floor(x)
-    above = x - below
-    odd = tl.floor(below * 0.5) * 2 != below
-    return tl.where((above > 0.5) | ((above == 0.5) & odd), below + 1, below)
-
-
-@triton.jit
 def _emit(
     u: tl.tensor,
     theta: tl.tensor,
@@ -145,7 +136,7 @@ def _slopes(
     """Psi, and the same of the number of spikes."""
     distance = u
     if FIRING == "multi":
-        nearest = tl.maximum(_round(_divide(u, theta)), 0.0)
+        nearest = tl.maximum(tl.floor(_divide(u, theta) + 0.5), 0.0)  # of two, either: slopes are even
         if MOST is not None:
             nearest = tl.minimum(nearest, MOST - 1)
         distance = u - nearest * theta
