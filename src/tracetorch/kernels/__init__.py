@@ -166,7 +166,7 @@ def advance_bank(traces: Tensor, drive: Tensor, nodes: Tensor) -> Tensor:
 
 def advance_matrix(before: Tensor, g: Tensor, border: Tensor, taken: Tensor, past: Tensor, decay: Tensor) -> Tensor:
     """See `functional.trace.advance_matrix`."""
-    kernels = kernels_for(before)
+    kernels = cpu_for(before)
     if kernels is None:
         return trace.advance_matrix(before, g, border, taken, past, decay)
     inputs = (tensor.contiguous() for tensor in (before, g, border, taken, past, decay))

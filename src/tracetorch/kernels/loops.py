@@ -34,7 +34,7 @@ _sum: _Decorator = njit(error_model="numpy", fastmath={"reassoc", "contract"})
 
 
 def _kernel(function: Callable[[int], None]) -> Any:
-    """Compiled, or read from disk; compiled anew where there is no folder to keep it in, or what is there is damaged."""
+    """Compiled, or read from disk; compiled anew where there is no folder to keep it in, or that is damaged."""
     try:
         return cfunc(types.void(types.int64), cache=True, error_model="numpy")(function)
     except Exception:  # of many kinds; one that has nothing to do with the disk comes again
