@@ -173,9 +173,15 @@ class EscapeNoise(Firing):
 
     def emit(self, u: Tensor, theta: Tensor) -> Tensor:  # noqa: ARG002
         """`[draw < sigmoid(u / width)]`."""
-        device = u.device if self.generator is None else self.generator.device
-        draw = torch.empty(u.shape, dtype=u.dtype, device=device).uniform_(generator=self.generator)
-        return (draw.to(u.device) < torch.sigmoid(u / self.width)).to(u.dtype)
+        return (self.draws(u[None])[0] < torch.sigmoid(u / self.width)).to(u.dtype)
+
+    def draws(self, like: Tensor) -> Tensor:
+        """What is drawn for a window (K, ...): step by step, so that it is the same however steps are cut."""
+        device = like.device if self.generator is None else self.generator.device
+        draws = torch.empty(like.shape, dtype=like.dtype, device=device)
+        for draw in draws:
+            draw.uniform_(generator=self.generator)
+        return draws.to(like.device)
 
     def __repr__(self) -> str:
         return f"EscapeNoise(width={self.width})"

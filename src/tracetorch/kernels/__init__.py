@@ -21,11 +21,13 @@ from torch import Tensor
 from ..functional import scan, trace
 from ..functional.scan import Form, Record, Reverse, Scan, State, Values
 from ..functional.trace import Stage
+from .forms import knows
 
 __all__ = [
     "advance_bank",
     "advance_chain",
     "advance_matrix",
+    "knows",
     "li",
     "li_reverse",
     "reference",
@@ -103,7 +105,7 @@ def _load(module: str, compiler: str, device: str) -> ModuleType | None:
 def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
     """See `functional.scan.spiking`; may use the memory of `current` for what it returns."""
     kernels = kernels_for(current)
-    if kernels is None or not kernels.knows(form):
+    if kernels is None or not knows(form):
         return scan.spiking(current, start, values, form)
     scanned: Scan = kernels.spiking(current.contiguous(), start, values, form)
     return scanned
@@ -120,7 +122,7 @@ def spiking_reverse(
 ) -> Reverse:
     """See `functional.scan.spiking_reverse`."""
     kernels = kernels_for(record.u)
-    if kernels is None or not kernels.knows(form):
+    if kernels is None or not knows(form):
         return scan.spiking_reverse(ls, record, start, values, form, wanted, ahead)
     ls = None if ls is None else ls.contiguous()
     ran: Reverse = kernels.spiking_reverse(ls, record, start, values, form, wanted, ahead)

@@ -19,29 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..functional import firing, surrogate
-from ..functional.firing import Firing
 from ..functional.scan import Form, Record, Reverse, Scan, State, Values
 from ..functional.trace import Stage
 from . import loops, memory
+from .forms import FIRINGS, SURROGATES, draws
 
 ENTRIES_FOR_THREADS = 2**18  # steps times neurons and lanes, from which several threads are faster than one
 
-_FIRINGS: dict[type[Firing], int] = {
-    firing.Spike: loops.SPIKE,
-    firing.StrictSpike: loops.STRICT,
-    firing.MultiSpike: loops.MULTI,
-    firing.Graded: loops.GRADED,
-    firing.EscapeNoise: loops.DRAWN,
-}
-_SURROGATES: dict[type[surrogate.Surrogate], int] = {
-    surrogate.ArcTan: loops.ARCTAN,
-    surrogate.FastSigmoid: loops.FAST_SIGMOID,
-    surrogate.Triangle: loops.TRIANGLE,
-    surrogate.Sigmoid: loops.SIGMOID,
-    surrogate.Exponential: loops.EXPONENTIAL,
-    type(firing.EscapeNoise().surrogate): loops.LOGISTIC,
-}
+_FIRINGS = {kind: code for code, kind in enumerate(FIRINGS)}
+_SURROGATES = {kind: code for code, kind in enumerate(SURROGATES)}
 _RESETS = {"subtract": loops.SUBTRACT, "zero": loops.ZERO, "none": loops.NONE}
 _TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 _OWN = ("beta", "alpha", "threshold", "kappa", "rho")  # in the order of the table
@@ -49,11 +35,6 @@ _OWN = ("beta", "alpha", "threshold", "kappa", "rho")  # in the order of the tab
 DTYPES = frozenset(_TYPES)
 BLOCK = loops.BLOCK
 SUBTRACT = loops.SUBTRACT
-
-
-def knows(form: Form) -> bool:
-    """Whether the kernels can run neurons of this form: not those that fire by functions of the user's own."""
-    return type(form.firing) in _FIRINGS and type(form.firing.surrogate) in _SURROGATES
 
 
 @functools.cache
@@ -94,7 +75,8 @@ def run_in_parts(name: str, dtype: torch.dtype, table: list[int], at: int, unit:
         done.result()
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor lies; 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -123,36 +105,36 @@ def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
     after = State(*[None if part is None else torch.empty_like(part) for part in start])  # type: ignore[arg-type]
     cur = torch.empty_like(current) if start.cur is not None or form.gain == "leak" else None
     adapt = None if start.adapt is None else torch.empty_like(current)
-    draws = _draws(current, form.firing)
+    drawn = draws(form, current)
     constants = constants_of(form)
-    states = [_address(part) for pair in zip(start, after, strict=True) for part in pair]
-    offset = [current, current, y, cur, adapt, draws]
+    states = [address(part) for pair in zip(start, after, strict=True) for part in pair]
+    offset = [current, current, y, cur, adapt, drawn]
     head = [
         size,
         m,
         0,
         size,
-        _FIRINGS[type(form.firing)],
+        firing_code(form),
         _RESETS[form.reset],
         form.delayed,
         constants.buffer_info()[0],
     ]
     parameters = _parameters(values)
     if "recurrent" not in values:
-        current_, u_, y_, cur_, adapt_, draws_ = map(_address, offset)
+        current_, u_, y_, cur_, adapt_, draws_ = map(address, offset)
         table = [steps, *head, current_, u_, y_, *states, cur_, adapt_, draws_, *parameters]
         run_in_parts("spiking", dtype, table, 3, loops.BLOCK, steps * size)
     else:
         assert start.spk is not None
         transposed, before, between = values["recurrent"].t(), start.spk, states
         step = size * current.element_size()
-        pointers = [_address(window) for window in offset]
+        pointers = [address(window) for window in offset]
         for t in range(steps):
             torch.addmm(current[t], before, transposed, out=current[t])
             current_, u_, y_, cur_, adapt_, draws_ = (p and p + t * step for p in pointers)
             table = [1, *head, current_, u_, y_, *between, cur_, adapt_, draws_, *parameters]
             run("spiking", dtype, table)
-            before, between = y[t], [_address(part) for part in after for _ in range(2)]
+            before, between = y[t], [address(part) for part in after for _ in range(2)]
     return Scan(y, Record(current, None if form.firing.recomputable else y, cur, adapt), after)
 
 
@@ -164,15 +146,6 @@ def firing_code(form: Form) -> int:
 def surrogate_code(form: Form) -> int:
     """The code of its pseudo-derivative."""
     return _SURROGATES[type(form.firing.surrogate)]
-
-
-def _draws(current: Tensor, emits: Firing) -> Tensor | None:
-    if not isinstance(emits, firing.EscapeNoise):
-        return None
-    draws = torch.empty_like(current)
-    for draw in draws:  # step by step, so that the draws are the same however the steps are cut into windows
-        draw.uniform_(generator=emits.generator)
-    return draws
 
 
 def spiking_reverse(
@@ -198,28 +171,27 @@ def spiking_reverse(
     first = State(u.new_empty(shape), None if start.cur is None else u.new_empty(shape))
     own = {name: u.new_empty(shape) for name in wanted}
     constants = constants_of(form)
-    emits = form.firing
     head = [size, m, 0, size]
     middle = [
-        _FIRINGS[type(emits)],
+        firing_code(form),
         _RESETS[form.reset],
         form.delayed,
         form.attached,
-        _SURROGATES[type(emits.surrogate)],
+        surrogate_code(form),
         constants.buffer_info()[0],
         ls_kind,
         ls_step,
         probes * size,
-        _address(ls),
+        address(ls),
         u.data_ptr(),
-        *map(_address, (record.y, record.cur, record.adapt, start.mem, start.cur, start.spk)),
+        *map(address, (record.y, record.cur, record.adapt, start.mem, start.cur, start.spk)),
     ]
-    came = [0, 0, 0, 0] if ahead is None else [_address(part) for part in ahead]
+    came = [0, 0, 0, 0] if ahead is None else [address(part) for part in ahead]
     if not needs_spk:
         came[3] = 0
-    left = [_address(part) for part in leftover]
-    rest = [_address(first.mem), _address(first.cur), h.data_ptr()]
-    sums = [_address(own.get(name)) for name in _OWN]
+    left = [address(part) for part in leftover]
+    rest = [address(first.mem), address(first.cur), h.data_ptr()]
+    sums = [address(own.get(name)) for name in _OWN]
     tail = [0, *_parameters(values)]
     if "recurrent" in values:
         _recurrent_reverse(h, values["recurrent"], leftover, own, (head, middle, came, left, rest, sums, tail), form)
@@ -247,7 +219,7 @@ def _recurrent_reverse(
     of_step = {name: torch.empty_like(total) for name, total in own.items()}
     for total in own.values():
         total.zero_()
-    sums = [_address(of_step.get(name)) for name in _OWN]
+    sums = [address(of_step.get(name)) for name in _OWN]
     for t in range(len(h) - 1, -1, -1):
         run("spiking_reverse", h.dtype, [*head, t, t + 1, *middle, *came, *left, *rest, *sums, *tail])
         for name, total in own.items():
@@ -274,8 +246,8 @@ def li_reverse(ls: Tensor | None, out: Tensor, start: State, beta: Tensor, ahead
     steps, lanes, m = out.shape
     size = lanes * m
     g, leftover, own = torch.empty_like(out), torch.empty_like(start.mem), torch.empty_like(start.mem)
-    table = [steps, size, m, 0, size, _address(ls), out.data_ptr(), start.mem.data_ptr(), beta.data_ptr(), beta.ndim]
-    table += [0 if ahead is None else _address(ahead.mem), g.data_ptr(), leftover.data_ptr(), own.data_ptr(), 0]
+    table = [steps, size, m, 0, size, address(ls), out.data_ptr(), start.mem.data_ptr(), beta.data_ptr(), beta.ndim]
+    table += [0 if ahead is None else address(ahead.mem), g.data_ptr(), leftover.data_ptr(), own.data_ptr(), 0]
     run_in_parts("li_reverse", out.dtype, table, 3, loops.BLOCK, steps * size)
     return Reverse(g, State(g[0]), State(leftover), {"beta": own})
 
@@ -309,7 +281,7 @@ def _advance(
     for decay, gain in zip(decays, gains, strict=True):
         each.extend((decay.data_ptr(), decay.ndim))
         each.extend((gain.data_ptr(), gain.ndim) if isinstance(gain, Tensor) else (0, 0))
-    table = [len(drive), lanes, n, stages, side_by_side, 0, lanes, drive.data_ptr(), _address(kept)]
+    table = [len(drive), lanes, n, stages, side_by_side, 0, lanes, drive.data_ptr(), address(kept)]
     table += [traces.data_ptr(), new.data_ptr(), each.buffer_info()[0]]
     run_in_parts("advance", traces.dtype, table, 5, 1, len(drive) * lanes * n)
     return new

@@ -18,26 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..functional import firing, surrogate
-from ..functional.firing import Firing
 from ..functional.scan import NOTHING, Form, Record, Reverse, Scan, State, Values
 from ..functional.trace import Stage
-
-_FIRINGS: dict[type[Firing], str] = {
-    firing.Spike: "spike",
-    firing.StrictSpike: "strict",
-    firing.MultiSpike: "multi",
-    firing.Graded: "graded",
-    firing.EscapeNoise: "drawn",
-}
-_SURROGATES: dict[type[surrogate.Surrogate], str] = {
-    surrogate.ArcTan: "arctan",
-    surrogate.FastSigmoid: "fast sigmoid",
-    surrogate.Triangle: "triangle",
-    surrogate.Sigmoid: "sigmoid",
-    surrogate.Exponential: "exponential",
-    type(firing.EscapeNoise().surrogate): "logistic",
-}
+from .forms import FIRINGS, SURROGATES, draws
 
 DTYPES = frozenset({torch.float32, torch.float64})
 BLOCK = 128  # neurons of a program, one for each of its threads
@@ -586,16 +569,11 @@ def _launch(kernel: Any, like: Tensor, size: int, rows: int = 1, /, **arguments:
         kernel[grid](**arguments, size=size, BLOCK=BLOCK, **OPTIONS)
 
 
-def knows(form: Form) -> bool:
-    """Whether the kernels can run neurons of this form: not those that fire by functions of the user's own."""
-    return type(form.firing) in _FIRINGS and type(form.firing.surrogate) in _SURROGATES
-
-
 def _kind(form: Form) -> dict[str, Any]:
     """What both scans know of a neuron when they are compiled."""
     leaks, most = form.gain == "leak", getattr(form.firing, "most", None)
     return {
-        "FIRING": _FIRINGS[type(form.firing)],
+        "FIRING": FIRINGS[type(form.firing)],
         "MOST": None if most is None else float(most),
         "RESET": form.reset,
         "DELAYED": form.delayed,
@@ -623,7 +601,7 @@ def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
     after = State(*[None if part is None else torch.empty_like(part) for part in start])  # type: ignore[arg-type]
     cur = torch.empty_like(current) if start.cur is not None or form.gain == "leak" else None
     adapt = None if start.adapt is None else torch.empty_like(current)
-    windows = {"window": current, "ys": y, "curs": cur, "adapts": adapt, "draws": _draws(current, form.firing)}
+    windows = {"window": current, "ys": y, "curs": cur, "adapts": adapt, "draws": draws(form, current)}
     same = {"m": m, "WIDTH": getattr(form.firing, "width", None)} | _kind(form) | _parameters(values)
     same |= _states(after, "{}_1")
     if "recurrent" not in values:
@@ -636,16 +614,6 @@ def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
             _launch(_spiking, y, lanes * m, **of_step, **_states(before, "{}_0"), **same, steps=1)
             before = after
     return Scan(y, Record(current, None if form.firing.recomputable else y, cur, adapt), after)
-
-
-def _draws(current: Tensor, emits: Firing) -> Tensor | None:
-    if not isinstance(emits, firing.EscapeNoise):
-        return None
-    device = current.device if emits.generator is None else emits.generator.device
-    draws = torch.empty(current.shape, dtype=current.dtype, device=device)
-    for draw in draws:  # step by step, so that the draws are the same however the steps are cut into windows
-        draw.uniform_(generator=emits.generator)
-    return draws.to(current.device)
 
 
 def spiking_reverse(
@@ -690,7 +658,7 @@ def spiking_reverse(
         "probes": probes,
         "PROBED": probed,
         "ADDS": recurrent is not None,
-        "KIND": _SURROGATES[type(form.firing.surrogate)],
+        "KIND": SURROGATES[type(form.firing.surrogate)],
         "WIDTH": form.firing.surrogate.width,  # type: ignore[attr-defined]
         "ATTACHED": form.attached,
         "WANTS_C": wants_c,

@@ -519,7 +519,7 @@ class Layer(Online):
         values, usual = (self.values() if known is None else known[1]), self._usual
         if usual is None or not usual.serves(self, values):
             form = getattr(self.neuron, "form", None)
-            served = (form is None or cpu.knows(form)) and is_usual(self, values)
+            served = (form is None or kernels.knows(form)) and is_usual(self, values)
             usual = self._usual = Usual(self, values, cpu) if served else None
         return usual
 

@@ -136,7 +136,7 @@ class Usual:
     def _step_tables(self, lanes: int, mem: Tensor, kept: Tensor, traces: Any) -> tuple[array[int], array[int]]:
         beta, _, *theta = self.beta_and_theta
         forwards = [lanes, self.n, self.m, self.firing, 0, 0, 0, 0, mem.data_ptr(), kept.data_ptr(), 0, beta, *theta]
-        new = [0, 0] if not self.traced else [traces["weight"].data_ptr(), _address(traces.get("bias"))]
+        new = [0, 0] if not self.traced else [traces["weight"].data_ptr(), self.cpu.address(traces.get("bias"))]
         forwards += [0, 0, new[0], 0, new[1]]
         constants = self.constants.buffer_info()[0]
         backwards = [lanes, self.n, self.m, self.surrogate_code, constants, 0, 0, 0, 0, kept.data_ptr(), 0, beta]
@@ -175,7 +175,7 @@ class Usual:
 
     def _step(self, x: Tensor, past: Tensor | None, mem: Tensor, traces: Any, buffers: Buffers, y: Tensor) -> None:
         table = buffers.table
-        table[4], table[5], table[6] = x.data_ptr(), self.weight.data_ptr(), _address(self.bias)
+        table[4], table[5], table[6] = x.data_ptr(), self.weight.data_ptr(), self.cpu.address(self.bias)
         table[7], table[10] = mem.data_ptr(), y.data_ptr()
         table[14] = table[17] = 0
         if past is not None and past.shape[0] > 1:
@@ -205,14 +205,21 @@ class Usual:
         if self.form is None:
             beta, beta_step, *_ = self.beta_and_theta
             u = kept.data_ptr()
-            table = [steps, size, self.m, 0, size, u, u, mem.data_ptr(), beta, beta_step, _address(self.bias)]
+            table = [steps, size, self.m, 0, size, u, u, mem.data_ptr(), beta, beta_step, self.cpu.address(self.bias)]
             self.cpu.run_in_parts("li", self.dtype, table, 3, self.cpu.BLOCK, steps * size)
             y.copy_(kept)
             buffers.mem.copy_(kept[-1])
             return
         u, constants = kept.data_ptr(), self.constants.buffer_info()[0]
         table = [steps, size, self.m, 0, size, self.firing, self.cpu.SUBTRACT, 0, constants, u, u, y.data_ptr()]
-        table += [mem.data_ptr(), buffers.mem.data_ptr(), *[0] * 9, *self.beta_and_theta, *[0] * 6, _address(self.bias)]
+        table += [
+            mem.data_ptr(),
+            buffers.mem.data_ptr(),
+            *[0] * 9,
+            *self.beta_and_theta,
+            *[0] * 6,
+            self.cpu.address(self.bias),
+        ]
         self.cpu.run_in_parts("spiking", self.dtype, table, 3, self.cpu.BLOCK, steps * size)
 
     def committed(self, state: LayerState) -> None:
@@ -268,7 +275,7 @@ class Usual:
         if self.traced:
             table[6] = traces["weight"].data_ptr()
             table[7] = 0 if self.bias is None else traces["bias"].data_ptr()
-        table[12], table[13], table[14] = _address(d_weight), _address(d_bias), _address(below)
+        table[12], table[13], table[14] = self.cpu.address(d_weight), self.cpu.address(d_bias), self.cpu.address(below)
         self.kernel_of_step_back(table.buffer_info()[0])
 
     def _window_reverse(self, tape: Tape, ls: Tensor, wants_total: bool) -> None:
@@ -286,7 +293,3 @@ class Usual:
         table += [1, size, size, ls.data_ptr(), kept.data_ptr(), *[0] * 10, left, *[0] * 5, g, *[0] * 5, total]
         table += [*self.beta_and_theta, *[0] * 6]
         self.cpu.run_in_parts("spiking_reverse", self.dtype, table, 2, self.cpu.BLOCK, steps * size)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
