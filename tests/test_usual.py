@@ -32,7 +32,7 @@ def test_these_layers_are_usual_and_others_are_not() -> None:
 
     def ways(net: tt.Sequential) -> list[bool]:
         net.window(x)
-        return [layer._usual is not None for layer in net._layers().values()]
+        return [net._row is not None or layer._row is not None for layer in net._layers().values()]
 
     assert ways(model(tt.InputTrace())) == [True, True, True]
     assert ways(model(tt.Truncated())) == [True, True, True]

@@ -12,8 +12,9 @@ import functools
 import itertools
 import os
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +35,12 @@ _OWN = ("beta", "alpha", "threshold", "kappa", "rho")  # in the order of the tab
 
 DTYPES = frozenset(_TYPES)
 BLOCK = loops.BLOCK
-SUBTRACT = loops.SUBTRACT
+
+# where things stand in tables: those of layers in a single step, y in a forward scan, the signal in reverse scans
+STEP_HEAD, STEP_TABLE = loops.STEP_HEAD, loops.STEP_TABLE
+STEP_GIVEN, STEP_Y, STEP_LS, STEP_BELOW = 4, 11, 10, 14
+STEP_GRADIENTS = 12, 15  # of weight and bias, each before whether it is added to
+Y_AT, LS_AT, LI_LS_AT = 11, 15, 5
 
 
 @functools.cache
@@ -58,7 +64,7 @@ def run(name: str, dtype: torch.dtype, table: Sequence[int]) -> None:
     compiled(name, dtype)(entries.buffer_info()[0])
 
 
-def run_in_parts(name: str, dtype: torch.dtype, table: list[int], at: int, unit: int, work: int) -> None:
+def run_in_parts(name: str, dtype: torch.dtype, table: Sequence[int], at: int, unit: int, work: int) -> None:
     """Run a kernel whose table has the range that it works on at `at` and `at + 1`, cut at multiples of `unit`."""
     threads = torch.get_num_threads()
     if threads == 1 or work < ENTRIES_FOR_THREADS or table[at + 1] < 2 * unit:
@@ -75,6 +81,42 @@ def run_in_parts(name: str, dtype: torch.dtype, table: list[int], at: int, unit:
         done.result()
 
 
+class Job:
+    """A kernel and its table, to be run again and again: what changes is written into the table between runs.
+
+    Args:
+        name: the kernel.
+        dtype: of its tensors.
+        table: the table.
+        at: where in it the range stands that it works on, as for `run_in_parts`; None where it is never cut.
+        work: how much that is, likewise.
+    """
+
+    __slots__ = ("at", "dtype", "kernel", "name", "place", "table", "work")
+
+    def __init__(
+        self, name: str, dtype: torch.dtype, table: Sequence[int], at: int | None = None, work: int = 0
+    ) -> None:
+        self.name, self.dtype, self.at, self.work = name, dtype, at, work
+        self.kernel = compiled(name, dtype)
+        self.table = array("q", table)
+        self.place = self.table.buffer_info()[0]
+
+    def run(self) -> None:
+        """Run it, in parts where that pays."""
+        if self.at is None or self.work < ENTRIES_FOR_THREADS:
+            self.kernel(self.place)
+        else:
+            run_in_parts(self.name, self.dtype, self.table, self.at, BLOCK, self.work)
+
+
+def fold_job(steps: int, lanes: int, n: int, places: Sequence[int], beta: Tensor) -> Job:
+    """The traces after a window; the addresses of its input, and of the traces of input and ones, before and after."""
+    x, *traces = places
+    table = [steps, lanes * n, lanes, 0, lanes * n, x, *traces[:2], beta.data_ptr(), *traces[2:]]
+    return Job("fold", beta.dtype, table, 3, max(1, steps) * lanes * n)
+
+
 def address(tensor: Tensor | None) -> int:
     """Where a tensor lies; 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
@@ -88,13 +130,51 @@ def constants_of(form: Form) -> array[float]:
     return array("d", [1.0 if leaks else form.gain, emits.surrogate.width, most or np.inf, leaks])  # type: ignore[attr-defined, list-item]
 
 
-def _parameters(values: Values) -> list[int]:
+def parameters(values: Values, bias: int = 0) -> list[int]:
     """The addresses of a neuron's own parameters, each with the distance from a neuron's value to the next's."""
     table: list[int] = []
     for name in ("beta", "threshold", "alpha", "rho", "kappa"):
         value = values.get(name)
         table += (0, 0) if value is None else (value.data_ptr(), value.ndim)
-    return [*table, 0]
+    return [*table, bias]
+
+
+class Windows(NamedTuple):
+    """The addresses of what a forward scan reads and writes of each step, 0 for what there is not."""
+
+    current: int
+    u: int
+    y: int
+    cur: int = 0
+    adapt: int = 0
+    draws: int = 0
+
+
+def spiking_table(
+    steps: int,
+    size: int,
+    form: Form,
+    constants: array[float],
+    windows: Windows,
+    states: Sequence[int],
+    m: int,
+    values: list[int],
+) -> list[int]:
+    """The table of the forward scan.
+
+    Args:
+        steps: K.
+        size: neurons of all lanes, B * m.
+        form: the kind of neuron.
+        constants: its numbers, which must live as long as the table.
+        windows: what there is of each step.
+        states: the addresses of mem, cur, adapt and spk, each before and after.
+        m: neurons.
+        values: of `parameters`.
+    """
+    kind = [firing_code(form), _RESETS[form.reset], form.delayed, constants.buffer_info()[0]]
+    current, u, y, *others = windows
+    return [steps, size, m, 0, size, *kind, current, u, y, *states, *others, *values]
 
 
 def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
@@ -106,34 +186,20 @@ def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
     cur = torch.empty_like(current) if start.cur is not None or form.gain == "leak" else None
     adapt = None if start.adapt is None else torch.empty_like(current)
     drawn = draws(form, current)
-    constants = constants_of(form)
+    constants, own_values = constants_of(form), parameters(values)
     states = [address(part) for pair in zip(start, after, strict=True) for part in pair]
-    offset = [current, current, y, cur, adapt, drawn]
-    head = [
-        size,
-        m,
-        0,
-        size,
-        firing_code(form),
-        _RESETS[form.reset],
-        form.delayed,
-        constants.buffer_info()[0],
-    ]
-    parameters = _parameters(values)
+    windows = Windows(*map(address, (current, current, y, cur, adapt, drawn)))
     if "recurrent" not in values:
-        current_, u_, y_, cur_, adapt_, draws_ = map(address, offset)
-        table = [steps, *head, current_, u_, y_, *states, cur_, adapt_, draws_, *parameters]
-        run_in_parts("spiking", dtype, table, 3, loops.BLOCK, steps * size)
+        table = spiking_table(steps, size, form, constants, windows, states, m, own_values)
+        run_in_parts("spiking", dtype, table, 3, BLOCK, steps * size)
     else:
         assert start.spk is not None
         transposed, before, between = values["recurrent"].t(), start.spk, states
         step = size * current.element_size()
-        pointers = [address(window) for window in offset]
         for t in range(steps):
             torch.addmm(current[t], before, transposed, out=current[t])
-            current_, u_, y_, cur_, adapt_, draws_ = (p and p + t * step for p in pointers)
-            table = [1, *head, current_, u_, y_, *between, cur_, adapt_, draws_, *parameters]
-            run("spiking", dtype, table)
+            here = Windows(*(p and p + t * step for p in windows))
+            run("spiking", dtype, spiking_table(1, size, form, constants, here, between, m, own_values))
             before, between = y[t], [address(part) for part in after for _ in range(2)]
     return Scan(y, Record(current, None if form.firing.recomputable else y, cur, adapt), after)
 
@@ -146,6 +212,51 @@ def firing_code(form: Form) -> int:
 def surrogate_code(form: Form) -> int:
     """The code of its pseudo-derivative."""
     return _SURROGATES[type(form.firing.surrogate)]
+
+
+class Backwards(NamedTuple):
+    """The addresses of what a reverse scan reads and writes, 0 for what there is not."""
+
+    ls: int
+    u: int
+    out: int
+    record: Sequence[int] = (0, 0, 0)  # y, cur, adapt
+    start: Sequence[int] = (0, 0, 0)  # mem, cur, spk
+    ahead: Sequence[int] = (0, 0, 0, 0)
+    leftover: Sequence[int] = (0, 0, 0, 0)
+    first: Sequence[int] = (0, 0)
+    own: Sequence[int] = (0, 0, 0, 0, 0)
+    total: int = 0
+
+
+def spiking_reverse_table(
+    steps: tuple[int, int],
+    size: int,
+    form: Form,
+    constants: array[float],
+    signal: tuple[int, int],
+    out_step: int,
+    places: Backwards,
+    m: int,
+    values: list[int],
+) -> list[int]:
+    """The table of the reverse scan.
+
+    Args:
+        steps: the first, and the one after the last.
+        size: neurons of all lanes, B * m.
+        form: the kind of neuron.
+        constants: its numbers, which must live as long as the table.
+        signal: 0 for none, 1 for one each neuron, 2 for one for all; and the distance from a step's to the next's.
+        out_step: the same of what comes out.
+        places: where things are.
+        m: neurons.
+        values: of `parameters`.
+    """
+    kind = [firing_code(form), _RESETS[form.reset], form.delayed, form.attached, surrogate_code(form)]
+    head = [size, m, 0, size, *steps, *kind, constants.buffer_info()[0], *signal, out_step, places.ls, places.u]
+    head += [*places.record, *places.start, *places.ahead, *places.leftover, *places.first, places.out, *places.own]
+    return [*head, places.total, *values]
 
 
 def spiking_reverse(
@@ -162,73 +273,108 @@ def spiking_reverse(
     steps, (lanes, m) = len(u), u.shape[-2:]
     dtype, size, probes = u.dtype, lanes * m, 1 if u.ndim == 3 or ls is None else ls.shape[1]
     shape = (lanes, m) if u.ndim == 3 else (probes, lanes, m)
-    ls_kind = 0 if ls is None else 1 if u.ndim == 3 else 2
-    ls_step = 0 if ls is None else size if ls_kind == 1 else probes
+    signal = (0, 0) if ls is None else (1, size) if u.ndim == 3 else (2, probes)
     h = u.new_empty(steps, *shape)
     needs_spk = "recurrent" in values or (form.attached and form.delayed)
     state = [start.mem, start.cur, start.adapt, start.spk if needs_spk else None]
     leftover = State(*[None if part is None else u.new_empty(shape) for part in state])  # type: ignore[arg-type]
     first = State(u.new_empty(shape), None if start.cur is None else u.new_empty(shape))
     own = {name: u.new_empty(shape) for name in wanted}
-    constants = constants_of(form)
-    head = [size, m, 0, size]
-    middle = [
-        firing_code(form),
-        _RESETS[form.reset],
-        form.delayed,
-        form.attached,
-        surrogate_code(form),
-        constants.buffer_info()[0],
-        ls_kind,
-        ls_step,
-        probes * size,
-        address(ls),
-        u.data_ptr(),
-        *map(address, (record.y, record.cur, record.adapt, start.mem, start.cur, start.spk)),
-    ]
+    constants, own_values = constants_of(form), parameters(values)
     came = [0, 0, 0, 0] if ahead is None else [address(part) for part in ahead]
     if not needs_spk:
         came[3] = 0
-    left = [address(part) for part in leftover]
-    rest = [address(first.mem), address(first.cur), h.data_ptr()]
-    sums = [address(own.get(name)) for name in _OWN]
-    tail = [0, *_parameters(values)]
+    places = Backwards(
+        address(ls),
+        u.data_ptr(),
+        h.data_ptr(),
+        [address(part) for part in (record.y, record.cur, record.adapt)],
+        [address(part) for part in (start.mem, start.cur, start.spk)],
+        came,
+        [address(part) for part in leftover],
+        [address(first.mem), address(first.cur)],
+        [address(own.get(name)) for name in _OWN],
+    )
+
+    def table(steps: tuple[int, int], places: Backwards) -> list[int]:
+        return spiking_reverse_table(steps, size, form, constants, signal, probes * size, places, m, own_values)
+
     if "recurrent" in values:
-        _recurrent_reverse(h, values["recurrent"], leftover, own, (head, middle, came, left, rest, sums, tail), form)
-    elif probes == 1:
-        table = [*head, 0, steps, *middle, *came, *left, *rest, *sums, *tail]
-        run_in_parts("spiking_reverse", dtype, table, 2, loops.BLOCK, steps * size)
-    else:
-        width = u.element_size()
-        for probe in range(probes):
-            here = probe * size * width
-            shifted = list(middle)
-            shifted[9] += probe * width
-            moved = [[p and p + here for p in part] for part in (came, left, rest, sums)]
-            table = [*head, 0, steps, *shifted, *(p for part in moved for p in part), *tail]
-            run_in_parts("spiking_reverse", dtype, table, 2, loops.BLOCK, steps * size)
+        _recurrent_reverse(h, values["recurrent"], leftover, own, places, table, form)
+        return Reverse(h, first, leftover, own)
+    width = u.element_size()
+    for probe in range(probes):
+        here = probe * size * width
+        ahead_, left, firsts, sums = (
+            [p and p + here for p in part] for part in (places.ahead, places.leftover, places.first, places.own)
+        )
+        of_probe = places._replace(
+            ls=places.ls and places.ls + probe * width,
+            out=places.out + here,
+            ahead=ahead_,
+            leftover=left,
+            first=firsts,
+            own=sums,
+        )
+        run_in_parts("spiking_reverse", dtype, table((0, steps), of_probe), 2, BLOCK, steps * size)
     return Reverse(h, first, leftover, own)
 
 
 def _recurrent_reverse(
-    h: Tensor, weight: Tensor, leftover: State, own: dict[str, Tensor], parts: tuple[list[int], ...], form: Form
+    h: Tensor,
+    weight: Tensor,
+    leftover: State,
+    own: dict[str, Tensor],
+    places: Backwards,
+    table: Callable[[tuple[int, int], Backwards], list[int]],
+    form: Form,
 ) -> None:
     """Step by step: what comes back through U is a product of all neurons' gradients."""
-    head, middle, came, left, rest, sums, tail = parts
     assert leftover.spk is not None
     of_step = {name: torch.empty_like(total) for name, total in own.items()}
     for total in own.values():
         total.zero_()
-    sums = [address(of_step.get(name)) for name in _OWN]
+    places = places._replace(own=[address(of_step.get(name)) for name in _OWN])
     for t in range(len(h) - 1, -1, -1):
-        run("spiking_reverse", h.dtype, [*head, t, t + 1, *middle, *came, *left, *rest, *sums, *tail])
+        run("spiking_reverse", h.dtype, table((t, t + 1), places))
         for name, total in own.items():
             total.add_(of_step[name])
         if form.attached and form.delayed:
             torch.addmm(leftover.spk, h[t], weight, out=leftover.spk)
         else:
             torch.mm(h[t], weight, out=leftover.spk)
-        came = left
+        places = places._replace(ahead=places.leftover)
+
+
+def li_table(steps: int, size: int, m: int, current: int, out: int, mem: int, beta: Tensor, bias: int = 0) -> list[int]:
+    """The table of leaky integration; addresses of what is read and written."""
+    return [steps, size, m, 0, size, current, out, mem, beta.data_ptr(), beta.ndim, bias]
+
+
+def li_reverse_table(
+    steps: int,
+    size: int,
+    m: int,
+    windows: tuple[int, int, int],
+    states: tuple[int, int, int, int],
+    beta: Tensor,
+    total: int = 0,
+) -> list[int]:
+    """The table of its reverse scan.
+
+    Args:
+        steps: K.
+        size: neurons of all lanes, B * m.
+        m: neurons.
+        windows: the addresses of ls, of the membranes and of what comes out.
+        states: the addresses of the membranes before, dL/dmem ahead, the leftover, and beta's gradient.
+        beta: the decay.
+        total: the address of the sum over the steps.
+    """
+    ls, mem, out = windows
+    before, ahead, leftover, own = states
+    where = [ls, mem, before, beta.data_ptr(), beta.ndim, ahead, out, leftover, own, total]
+    return [steps, size, m, 0, size, *where]
 
 
 def li(current: Tensor, mem: Tensor, beta: Tensor) -> Tensor:
@@ -236,8 +382,8 @@ def li(current: Tensor, mem: Tensor, beta: Tensor) -> Tensor:
     steps, lanes, m = current.shape
     out = torch.empty_like(current)
     size = lanes * m
-    table = [steps, size, m, 0, size, current.data_ptr(), out.data_ptr(), mem.data_ptr(), beta.data_ptr(), beta.ndim, 0]
-    run_in_parts("li", current.dtype, table, 3, loops.BLOCK, steps * size)
+    table = li_table(steps, size, m, current.data_ptr(), out.data_ptr(), mem.data_ptr(), beta)
+    run_in_parts("li", current.dtype, table, 3, BLOCK, steps * size)
     return out
 
 
@@ -246,9 +392,10 @@ def li_reverse(ls: Tensor | None, out: Tensor, start: State, beta: Tensor, ahead
     steps, lanes, m = out.shape
     size = lanes * m
     g, leftover, own = torch.empty_like(out), torch.empty_like(start.mem), torch.empty_like(start.mem)
-    table = [steps, size, m, 0, size, address(ls), out.data_ptr(), start.mem.data_ptr(), beta.data_ptr(), beta.ndim]
-    table += [0 if ahead is None else address(ahead.mem), g.data_ptr(), leftover.data_ptr(), own.data_ptr(), 0]
-    run_in_parts("li_reverse", out.dtype, table, 3, loops.BLOCK, steps * size)
+    windows = (address(ls), out.data_ptr(), g.data_ptr())
+    states = (address(start.mem), 0 if ahead is None else address(ahead.mem), address(leftover), address(own))
+    table = li_reverse_table(steps, size, m, windows, states, beta)
+    run_in_parts("li_reverse", out.dtype, table, 3, BLOCK, steps * size)
     return Reverse(g, State(g[0]), State(leftover), {"beta": own})
 
 

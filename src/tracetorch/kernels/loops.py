@@ -27,6 +27,8 @@ SPIKE, STRICT, MULTI, GRADED, DRAWN = range(5)
 ARCTAN, FAST_SIGMOID, TRIANGLE, SIGMOID, EXPONENTIAL, LOGISTIC = range(6)
 SUBTRACT, ZERO, NONE = range(3)
 
+STEP_HEAD, STEP_TABLE = 4, 24  # integers in the tables of `step` and `step_reverse`
+
 # numba's decorators; a sum may be taken in any order
 _Decorator = Callable[[Callable[..., Any]], Any]
 _loop: _Decorator = njit(error_model="numpy")
@@ -748,7 +750,10 @@ def advance_matrix(real: Any) -> Any:
 
 
 def fold(real: Any) -> Any:
-    """`advance` for one trace with one decay, and the trace of ones of each lane; all steps of all lanes in a row."""
+    """`advance` for one trace with one decay, and the trace of ones of each lane; all steps of all lanes in a row.
+
+    Traces that are not there (address 0) are zero; with no steps they are copied.
+    """
 
     @_kernel
     def run(address: int) -> None:
@@ -765,19 +770,18 @@ def fold(real: Any) -> Any:
         for start in range(begin, end, whole):
             n = min(whole, end - start)
             z, before = new[start : start + n], old[start : start + n]
-            first = x[start : start + n]
             for i in range(n):
-                z[i] = first[i] + before[i] * decay
-            for t in range(1, steps):
+                z[i] = before[i] if a[6] != 0 else real(0)
+            for t in range(steps):
                 entering = x[t * size + start : t * size + start + n]
                 for i in range(n):
                     z[i] = entering[i] + z[i] * decay
             for i in range(n):
                 z[i] = z[i] if abs(z[i]) > least else real(0)
-        if a[9] != 0 and begin == 0:
+        if a[10] != 0 and begin == 0:
             ones, advanced = carray(_pointer(a[9]), lanes, real), carray(_pointer(a[10]), lanes, real)
             for lane in range(lanes):
-                count = ones[lane]
+                count = ones[lane] if a[9] != 0 else real(0)
                 for _ in range(steps):
                     count = real(1) + count * decay
                 advanced[lane] = count
@@ -786,16 +790,17 @@ def fold(real: Any) -> Any:
 
 
 def bias(real: Any) -> Any:
-    """`sum over lanes of (sum_t g_t + a_0 N_0)`."""
+    """`sum over lanes of (sum_t g_t + a_0 N_0)`; may be added to what is there."""
 
     @_kernel
     def run(address: int) -> None:
-        a = carray(_pointer(address), 6, np.int64)
+        a = carray(_pointer(address), 7, np.int64)
         lanes, m = a[0], a[1]
         total, out = carray(_pointer(a[2]), lanes * m, real), carray(_pointer(a[5]), m, real)
         leftover, ones = carray(_pointer(a[3]), lanes * m, real), carray(_pointer(a[4]), lanes, real)
-        for i in range(m):
-            out[i] = real(0)
+        if a[6] == 0:
+            for i in range(m):
+                out[i] = real(0)
         for lane in range(lanes):
             part = total[lane * m : lane * m + m]
             for i in range(m):
@@ -816,117 +821,174 @@ def _dot(w: Any, x: Any, n: int) -> Any:
     return total
 
 
+@_sum
+def _copy(x: Any, copy: Any, n: int) -> Any:
+    """`copy = x`; 0 where all entries are finite, else NaN."""
+    strange = x.dtype.type(0)
+    for i in range(n):
+        strange += x[i] - x[i]
+        copy[i] = x[i]
+    return strange
+
+
+@_sum
+def _strangeness(x: Any, n: int) -> Any:
+    """0 where all entries are finite, else NaN."""
+    strange = x.dtype.type(0)
+    for i in range(n):
+        strange += x[i] - x[i]
+    return strange
+
+
+@_loop
+def _advance_once(a: Any, past: Any, old: Any, new: Any, beta: float, least: float, n: int) -> None:
+    """The traces after one more step; where none was taken, or none is there yet, as they were, or zero."""
+    zero = new.dtype.type(0)
+    if a[16] == 0:
+        for j in range(n):
+            new[j] = past[j] if a[15] != 0 else zero
+    elif a[15] == 0:
+        for j in range(n):
+            new[j] = old[j]
+    else:
+        for j in range(n):
+            z = past[j] + old[j] * beta
+            new[j] = z if abs(z) > least else zero
+
+
 def step(real: Any) -> Any:
-    """One step of a usual layer for few lanes: the traces of the step before, the product, the neuron."""
+    """One step of a row of usual layers for few lanes: the traces of the step before, the product, the neuron.
+
+    The table: how many layers; whether the input was not finite, which is written; then each layer's own.
+    """
 
     @_kernel
     def run(address: int) -> None:
-        a = carray(_pointer(address), 24, np.int64)
-        lanes, n, m, firing = a[0], a[1], a[2], a[3]
-        x, weight = carray(_pointer(a[4]), lanes * n, real), carray(_pointer(a[5]), m * n, real)
-        bias_ = carray(_pointer(a[6]), m, real)
-        mem_0, mem_1 = carray(_pointer(a[7]), lanes * m, real), carray(_pointer(a[8]), lanes * m, real)
-        u, y = carray(_pointer(a[9]), lanes * m, real), carray(_pointer(a[10]), lanes * m, real)
-        beta = carray(_pointer(a[11]), 1, real)[0]
-        theta = carray(_pointer(a[12]), m, real)
-        theta_step = a[13]
-        zero, one = real(0), real(1)
-        for i in range(m):
-            row = weight[i * n : i * n + n]
-            offset = bias_[i] if a[6] != 0 else zero
-            for lane in range(lanes):
-                at = lane * m + i
-                p = _dot(row, x[lane * n : lane * n + n], n) + offset + mem_0[at] * beta
-                if firing < 0:
-                    mem_1[at] = p
-                    u[at] = p
-                    y[at] = p
-                    continue
-                w = p - theta[i * theta_step]
-                fires = w >= zero if firing == SPIKE else w > zero
-                u[at] = w
-                y[at] = one if fires else zero
-                mem_1[at] = w if fires else p
-        if a[14] != 0:
-            past, old, new = (
-                carray(_pointer(a[14]), lanes * n, real),
-                carray(_pointer(a[15]), lanes * n, real),
-                carray(_pointer(a[16]), lanes * n, real),
-            )
+        head = carray(_pointer(address), STEP_HEAD, np.int64)
+        for layer in range(head[0]):
+            a = carray(_pointer(address + 8 * (STEP_HEAD + layer * STEP_TABLE)), STEP_TABLE, np.int64)
+            lanes, n, m, firing = a[0], a[1], a[2], a[3]
+            x, weight = carray(_pointer(a[5]), lanes * n, real), carray(_pointer(a[6]), m * n, real)
+            bias_ = carray(_pointer(a[7]), m, real)
+            mem_0, mem_1 = carray(_pointer(a[8]), lanes * m, real), carray(_pointer(a[9]), lanes * m, real)
+            u, y = carray(_pointer(a[10]), lanes * m, real), carray(_pointer(a[11]), lanes * m, real)
+            beta = carray(_pointer(a[12]), 1, real)[0]
+            theta = carray(_pointer(a[13]), m, real)
+            theta_step = a[14]
             least = real(np.finfo(real).tiny) * real(2**24)
-            for j in range(lanes * n):
-                z = past[j] + old[j] * beta
-                new[j] = z if abs(z) > least else zero
-            if a[17] != 0:
-                ones, advanced = carray(_pointer(a[17]), lanes, real), carray(_pointer(a[18]), lanes, real)
+            zero, one = real(0), real(1)
+            if a[4] != 0:
+                given = carray(_pointer(a[4]), lanes * n, real)
+                head[1] = _copy(given, x, lanes * n) != zero
+            for i in range(m):
+                row = weight[i * n : i * n + n]
+                offset = bias_[i] if a[7] != 0 else zero
                 for lane in range(lanes):
-                    advanced[lane] = one + ones[lane] * beta
+                    at = lane * m + i
+                    p = _dot(row, x[lane * n : lane * n + n], n) + offset + mem_0[at] * beta
+                    if firing < 0:
+                        mem_1[at] = p
+                        u[at] = p
+                        y[at] = p
+                        continue
+                    w = p - theta[i * theta_step]
+                    fires = w >= zero if firing == SPIKE else w > zero
+                    u[at] = w
+                    y[at] = one if fires else zero
+                    mem_1[at] = w if fires else p
+            if a[17] != 0:
+                _advance_once(
+                    a,
+                    carray(_pointer(a[15]), lanes * n, real),
+                    carray(_pointer(a[16]), lanes * n, real),
+                    carray(_pointer(a[17]), lanes * n, real),
+                    beta,
+                    least,
+                    lanes * n,
+                )
+            if a[19] != 0:
+                ones, advanced = carray(_pointer(a[18]), lanes, real), carray(_pointer(a[19]), lanes, real)
+                for lane in range(lanes):
+                    count = ones[lane] if a[18] != 0 else zero
+                    advanced[lane] = one + count * beta if a[15] != 0 else count
 
     return run
 
 
 def step_reverse(real: Any) -> Any:
-    """The same backwards: the gradients of weights and bias, and dL/dx."""
+    """The same backwards: the gradients of weights and bias, and dL/dx.
+
+    The table: how many layers, from the last to the first; whether the learning signal was not finite, which is
+    written, and then nothing else; whether to look; then each layer's own.
+    """
 
     @_kernel
     def run(address: int) -> None:
-        a = carray(_pointer(address), 24, np.int64)
-        lanes, n, m, kind = a[0], a[1], a[2], a[3]
-        width = real(carray(_pointer(a[4]), 4, np.float64)[1])
-        x, z, ones = (
-            carray(_pointer(a[5]), lanes * n, real),
-            carray(_pointer(a[6]), lanes * n, real),
-            carray(_pointer(a[7]), lanes, real),
-        )
-        weight, u, ls = (
-            carray(_pointer(a[8]), m * n, real),
-            carray(_pointer(a[9]), lanes * m, real),
-            carray(_pointer(a[10]), lanes * m, real),
-        )
-        beta = carray(_pointer(a[11]), 1, real)[0]
-        d_weight, d_bias = carray(_pointer(a[12]), m * n, real), carray(_pointer(a[13]), m, real)
-        below = carray(_pointer(a[14]), lanes * n, real)
-        g, taken_ = np.empty(lanes * m, real), np.empty(lanes * n, real)
-        if kind >= 0:
-            _surrogate(g, u, lanes * m, kind, width)
-            for i in range(lanes * m):
-                g[i] *= ls[i]
-        else:
-            for i in range(lanes * m):
-                g[i] = ls[i]
-        if a[6] != 0:
-            for j in range(lanes * n):
-                taken_[j] = x[j] + beta * z[j]
-        else:
-            for j in range(lanes * n):
-                taken_[j] = x[j]
-        if a[12] != 0:
-            for i in range(m):
-                row = d_weight[i * n : i * n + n]
-                first, only = g[i], taken_[:n]
-                for j in range(n):
-                    row[j] = first * only[j]
-                for lane in range(1, lanes):
-                    factor, more = g[lane * m + i], taken_[lane * n : lane * n + n]
+        head = carray(_pointer(address), STEP_HEAD, np.int64)
+        for layer in range(head[0]):
+            a = carray(_pointer(address + 8 * (STEP_HEAD + layer * STEP_TABLE)), STEP_TABLE, np.int64)
+            lanes, n, m, kind = a[0], a[1], a[2], a[3]
+            width = real(carray(_pointer(a[4]), 4, np.float64)[1])
+            x, z, ones = (
+                carray(_pointer(a[5]), lanes * n, real),
+                carray(_pointer(a[6]), lanes * n, real),
+                carray(_pointer(a[7]), lanes, real),
+            )
+            weight, u, ls = (
+                carray(_pointer(a[8]), m * n, real),
+                carray(_pointer(a[9]), lanes * m, real),
+                carray(_pointer(a[10]), lanes * m, real),
+            )
+            beta = carray(_pointer(a[11]), 1, real)[0]
+            d_weight, d_bias = carray(_pointer(a[12]), m * n, real), carray(_pointer(a[15]), m, real)
+            below = carray(_pointer(a[14]), lanes * n, real)
+            if layer == 0 and head[2] != 0:
+                head[1] = _strangeness(ls, lanes * m) != real(0)
+                if head[1] != 0:
+                    return
+            g, taken_ = np.empty(lanes * m, real), np.empty(lanes * n, real)
+            if kind >= 0:
+                _surrogate(g, u, lanes * m, kind, width)
+                for i in range(lanes * m):
+                    g[i] *= ls[i]
+            else:
+                for i in range(lanes * m):
+                    g[i] = ls[i]
+            if a[6] != 0:
+                for j in range(lanes * n):
+                    taken_[j] = x[j] + beta * z[j]
+            else:
+                for j in range(lanes * n):
+                    taken_[j] = x[j]
+            if a[12] != 0:
+                for i in range(m):
+                    row = d_weight[i * n : i * n + n]
+                    for lane in range(lanes):
+                        factor, more = g[lane * m + i], taken_[lane * n : lane * n + n]
+                        if lane == 0 and a[13] == 0:
+                            for j in range(n):
+                                row[j] = factor * more[j]
+                        else:
+                            for j in range(n):
+                                row[j] += factor * more[j]
+            if a[15] != 0:
+                if a[16] == 0:
+                    for i in range(m):
+                        d_bias[i] = real(0)
+                for lane in range(lanes):
+                    count = real(1) + (beta * ones[lane] if a[7] != 0 else real(0))
+                    for i in range(m):
+                        d_bias[i] += count * g[lane * m + i]
+            if a[14] != 0:
+                for lane in range(lanes):
+                    out = below[lane * n : lane * n + n]
                     for j in range(n):
-                        row[j] += factor * more[j]
-        if a[13] != 0:
-            for i in range(m):
-                d_bias[i] = real(0)
-            for lane in range(lanes):
-                count = real(1) + (beta * ones[lane] if a[7] != 0 else real(0))
-                for i in range(m):
-                    d_bias[i] += count * g[lane * m + i]
-        if a[14] != 0:
-            for lane in range(lanes):
-                out = below[lane * n : lane * n + n]
-                for j in range(n):
-                    out[j] = real(0)
-                for i in range(m):
-                    factor, row = g[lane * m + i], weight[i * n : i * n + n]
-                    if factor != real(0):
-                        for j in range(n):
-                            out[j] += factor * row[j]
+                        out[j] = real(0)
+                    for i in range(m):
+                        factor, row = g[lane * m + i], weight[i * n : i * n + n]
+                        if factor != real(0):
+                            for j in range(n):
+                                out[j] += factor * row[j]
 
     return run
 
@@ -965,16 +1027,6 @@ def cross_entropy(real: Any) -> Any:
         carray(_pointer(a[9]), 1, real)[0] = loss
 
     return run
-
-
-@_sum
-def _copy(x: Any, copy: Any, n: int) -> Any:
-    """`copy = x`; 0 where all entries are finite, else NaN."""
-    strange = x.dtype.type(0)
-    for i in range(n):
-        strange += x[i] - x[i]
-        copy[i] = x[i]
-    return strange
 
 
 def taken(real: Any) -> Any:

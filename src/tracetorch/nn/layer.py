@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 
-from .. import _checks, kernels
+from .. import _checks
 from ..functional import scan
 from ..functional.bank import Bank
 from ..functional.scan import Scan, Values
@@ -19,9 +19,9 @@ from ..rules.base import Gradients, ModelDecays, Neuron, Nodes, Segment, Tape, T
 from . import synapse as synapses
 from .constraint import Constrained, Positive, UnitInterval
 from .online import Online, PartBackward, Proposal, Rescaling, fits, shown
+from .row import Buffers
 from .state import LayerState, flatten, restored
 from .streaming import Call, Handed, LayerPlan, Plans, TapeKeeper, full_precision, marked, stale
-from .usual import Usual, is_usual
 
 DEFAULT_RULE = InputTrace()
 INPUT_RATE = 0.1  # the input that initialisation assumes: Bernoulli spikes at this rate per step
@@ -47,7 +47,7 @@ class LayerStep(NamedTuple):
     record: Any
     segments: tuple[Segment, ...]  # empty where nothing is being learned
     plan: LayerPlan | None  # None there
-    usual: Usual | None = None  # where it was run as a usual layer
+    buffers: Buffers | None = None  # of its row, where it was run as one
 
 
 def check_rule(where: str, rule: object) -> None:
@@ -99,7 +99,6 @@ class Layer(Online):
         self._own_rule: Rule | None = None
         self._known_synapse: synapses.Synapse | None = None  # as it was last looked at
         self._known_values: tuple[list[tuple[str, Tensor, int]], dict[str, Tensor]] | None = None  # likewise
-        self._usual: Usual | None = None
         self._model_rule: Rule | None = None
         where = type(self).__name__
         self.synapse = synapses.made(where, in_features, out_features, synapse, bias, device, dtype)
@@ -487,10 +486,11 @@ class Layer(Online):
         self._check_lanes(x)
         self._take_shape(x)
         plan: LayerPlan | None = call.plans.get(id(self))
-        usual = self._usual_way(call, plan)
-        if usual is not None:
-            y, (new, record, tapes) = usual.propose(self, x.contiguous(), call, cast(LayerPlan, plan))
-            return y, [Proposal(self, LayerStep(new, record, tapes, plan, usual))]
+        if call.learning and not call.horizon and plan is not None and plan.nodes.above is None:
+            row = self._as_row()
+            if row is not None:
+                y, (new, record, tapes, buffers) = row.propose(x, call, plan)
+                return y, [Proposal(self, LayerStep(new, record, tapes, plan, buffers))]
         steps, lanes = x.shape[:2]
         x = x.flatten(2)
         leaving, staying = call.leaving(self._segments, steps)
@@ -508,20 +508,8 @@ class Layer(Online):
         step = LayerStep(LayerState(run.state, traces), run.record, segments, plan)
         return _spread(run.y, 2, self._known_shapes()[1]), [Proposal(self, step)]
 
-    def _usual_way(self, call: Call, plan: LayerPlan | None) -> Usual | None:
-        """What runs the layer in a few calls; None where the general way is needed."""
-        if not call.learning or call.horizon or plan is None or plan.nodes.above is not None:
-            return None
-        cpu = kernels.cpu_for(self._a_weight())
-        if cpu is None:
-            return None
-        known = self._known_values if call.as_remembered else None
-        values, usual = (self.values() if known is None else known[1]), self._usual
-        if usual is None or not usual.serves(self, values):
-            form = getattr(self.neuron, "form", None)
-            served = (form is None or kernels.knows(form)) and is_usual(self, values)
-            usual = self._usual = Usual(self, values, cpu) if served else None
-        return usual
+    def _members(self) -> list[Layer]:
+        return [self]
 
     def _take_shape(self, x: Tensor) -> None:
         """Check the shape of a step's input, and keep it: a convolution takes any size, but one at a time.
@@ -556,8 +544,8 @@ class Layer(Online):
 
     def _commit(self, step: LayerStep, call: Call) -> None:  # noqa: ARG002
         self._state, self._segments, self._plan = step.state, step.segments, step.plan
-        if step.usual is not None:
-            step.usual.committed(step.state)
+        if step.buffers is not None and self._row is not None:
+            self._row.latest = step.buffers
         if step.plan is not None and step.plan.fresh:
             self._warned_of_range = False
 
@@ -565,9 +553,9 @@ class Layer(Online):
         latest = self._segments[-1] if self._segments else None
         if latest is None or latest.call is not call or latest.ended or self._state is None:
             raise stale(type(self).__name__)
-        usual = self._usual
-        if usual is not None and usual.ran(latest) and above is None and not wanted.adjoint:
-            signal, updates = usual.backward(latest.tape, self._state.traces, ls[0], wanted.signal)
+        row = self._row
+        if row is not None and row.ran(latest) and row.serves([self]) and above is None and not wanted.adjoint:
+            signal, updates = row.gradients(ls[0], wanted.signal)
             return PartBackward([signal], None, updates)
         shape = self._known_shapes()[0]
         flat = [None if signal is None else signal.flatten(2) for signal in ls]
@@ -698,7 +686,7 @@ class Layer(Online):
         self._state = map_tensors(fn, state)
         if self._plan is not None:
             self._plan = map_tensors(lambda nodes: nodes.to(self.weight.device), self._plan)  # float64 whatever
-        self._banks, self._known_values, self._usual = [], None, None
+        self._banks, self._known_values, self._row = [], None, None
         self._forget()
         self._end("the model was moved or converted after the latest")
         return self
@@ -711,7 +699,6 @@ class Layer(Online):
             "_banks": [],
             "_known_synapse": None,
             "_known_values": None,
-            "_usual": None,
         }
 
 

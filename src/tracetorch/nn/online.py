@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,13 @@ from ..functional.bank import Bank
 from ..kernels import memory
 from ..rules import Eligibility, InputTrace, MeanField, Rule, Truncated
 from ..rules.base import ModelDecays, Wanted
+from .row import Row
 from .state import flatten
 from .streaming import Call, Handed, Plans, Streaming, forked_random_numbers, full_precision
+from .usual import make_a_row
+
+if TYPE_CHECKING:
+    from .layer import Layer
 
 _learning: ContextVar[bool] = ContextVar("tracetorch_learning", default=True)
 
@@ -128,6 +133,7 @@ class Online(Streaming):
     state_limit: int | None = 2**30
     """Bytes, None for no limit: when a stream begins, a warning names every layer that will keep more between calls."""
 
+    _row: Row | None = None  # what runs it, where it is a stack of usual layers
     _horizon: int | None = None
     _fits: tuple[Plans, int, int | None] | None = None  # what was last seen to keep no more than the limit
 
@@ -177,8 +183,26 @@ class Online(Streaming):
         """
         return self._call(x, window=True)
 
-    @torch.no_grad()
     def _call(self, x: Tensor, window: bool) -> Tensor:
+        if self._horizon is None and isinstance(x, Tensor) and self._learns_now():
+            row = self._as_row()
+            y = None if row is None else row.call(self, x, window)
+            if y is not None:
+                return y
+        return self._general_call(x, window)
+
+    def _as_row(self) -> Row | None:
+        """What runs it in few calls, where it is nothing but usual layers."""
+        members = self._members()
+        cpu = kernels.cpu_for(members[0]._a_weight()) if members else None
+        if cpu is None or torch.is_autocast_enabled("cpu"):
+            return None
+        if self._row is None or not self._row.serves(members):
+            self._row = Row(members, cpu) if make_a_row(members) else None
+        return self._row
+
+    @torch.no_grad()
+    def _general_call(self, x: Tensor, window: bool) -> Tensor:
         call, folded = self._fold_input(x, window, copied=self._learns_now())
         if call.learning:
             call.plans = self._planned()
@@ -205,7 +229,7 @@ class Online(Streaming):
         starting = [plans[id(layer)].fresh for layer in self._layers().values()]
         return len(kept) == 1 and all(fresh == starting[0] for fresh in starting)
 
-    def _check_size(self, plans: Plans, lanes: int) -> None:
+    def _check_size(self, plans: Plans, lanes: int, stacklevel: int = 4) -> None:
         """Warn where a stream begins that will keep more bytes than the limit."""
         known = self._fits
         if known is not None and known[0] is plans and known[1:] == (lanes, self.state_limit):
@@ -222,7 +246,7 @@ class Online(Streaming):
                     f"{type(self).__name__}: layer {name or 0} ({layer!r}) will keep {size:,} bytes between calls for "
                     f"{lanes} lanes, more than the limit of {self.state_limit:,}. Give it rule=MeanField(), or "
                     f"InputTrace() with a horizon, or fewer lanes; or set state_limit (bytes, None for no limit).",
-                    stacklevel=4,
+                    stacklevel=stacklevel,
                 )
         self._fits = (plans, lanes, self.state_limit) if fits else None
 
@@ -296,7 +320,6 @@ class Online(Streaming):
 
     # -- backward ------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def backward(self, ls: Tensor, *, input_signal: bool = False) -> Tensor | None:
         """Add the gradients for a learning signal to `.grad`. For the latest call; earlier ones live on in traces.
 
@@ -315,6 +338,15 @@ class Online(Streaming):
             ValueError: ls has another shape than y, is on another device, or has non-finite entries.
             TypeError: ls is not a tensor of y's dtype.
         """
+        row = self._row
+        if row is not None and isinstance(ls, Tensor) and self._learns_now() and row is self._as_row():
+            served = row.backward(self, ls, input_signal)
+            if served is not None:
+                return served[0]
+        return self._general_backward(ls, input_signal)
+
+    @torch.no_grad()
+    def _general_backward(self, ls: Tensor, input_signal: bool) -> Tensor | None:
         where = f"{type(self).__name__}.backward"
         if not self._learns_now():
             raise RuntimeError(
@@ -402,7 +434,7 @@ class Online(Streaming):
         return windows * lanes * (one + (window - 1) * (two - one))
 
     def _window_tape_bytes(self, x: Tensor) -> int:
-        self.horizon = None
+        self.horizon = None if self._horizon is None else len(x)  # one window, kept as with a horizon
         self.reset()
         self.window(x)
         tensors = [tensor for part in self._parts() for tensor in part._tape_tensors()]
@@ -492,6 +524,10 @@ class Online(Streaming):
         self._end("calibrate() changed the weights after the latest")
 
     # -- what subclasses write -------------------------------------------------------------------------------------
+
+    def _members(self) -> list[Layer]:
+        """The layers of which it is a plain stack; none where it is something else."""
+        return []
 
     def _propose(self, x: Tensor, call: Call) -> tuple[Tensor, list[Proposal]]:
         raise NotImplementedError

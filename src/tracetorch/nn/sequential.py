@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..rules.base import ModelDecays, Wanted
 from .container import Container, feature_shape, named
+from .layer import Layer
 from .online import PartBackward, Proposal, Rescaling
 from .streaming import Call, Handed, Plans
 
@@ -49,6 +50,10 @@ class Sequential(Container):
             with named(self, name):
                 above = part._hand_nodes(above, decays, plans, grids)
         return above
+
+    def _members(self) -> list[Layer]:
+        members = [module for module in self._modules.values() if isinstance(module, Layer)]
+        return members if len(members) == len(self._modules) else []
 
     def _propose(self, x: Tensor, call: Call) -> tuple[Tensor, list[Proposal]]:
         proposals: list[Proposal] = []

@@ -18,7 +18,7 @@ from ..rules.base import ModelDecays, Neuron, Nodes, Segment
 STREAM_STATE_VERSION = 3
 
 _SET_IN_CALLS = frozenset(
-    {"_state", "_segments", "_plan", "_latest", "_ended", "_run", "_known_values", "_usual", "_fits"}
+    {"_state", "_segments", "_plan", "_latest", "_ended", "_run", "_known_values", "_row", "_fits"}
 )
 
 
@@ -330,7 +330,13 @@ class Streaming(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold no latest call."""
-        return self.__dict__ | {"_latest": None, "_ended": "a copy has none yet", "_remembered": None, "_fits": None}
+        return self.__dict__ | {
+            "_latest": None,
+            "_ended": "a copy has none yet",
+            "_remembered": None,
+            "_fits": None,
+            "_row": None,
+        }
 
     def _a_weight(self) -> Tensor:
         """A weight, for its dtype and device."""

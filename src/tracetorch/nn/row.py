@@ -1,0 +1,422 @@
+"""Rows of usual layers, run in few calls.
+
+What a row computes, and what it keeps, is what `Layer` and `rules` compute and keep for any layer, and either may go
+on from where the other stopped. It is here because of small windows, where a step is so little work that the calls of
+torch and Python around it are most of its time: a window takes three calls for each layer and direction, a single step
+of a few lanes one for the whole row.
+
+A model that is nothing but such layers is run as one row; elsewhere each usual layer is a row by itself. Whatever else
+comes (bad input, a horizon, another module's tapes) is left to the general way, by answering None, or False.
+
+Inputs, membranes and traces are written in two sets of buffers by turns. What was committed last is never written to,
+so that a refused call leaves everything as it was. A layer's traces stand right before its window's input, and what is
+left over at the window's start right before its gradients: one product gives both parts of the weights' gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..functional.scan import State
+from ..kernels import memory
+from ..rules.base import Segment, Tape
+from . import streaming
+from .state import LayerState
+from .streaming import Call, LayerPlan, Plans, Remembered
+from .usual import Link, Place, Scratch
+
+if TYPE_CHECKING:
+    from .layer import Layer
+    from .online import Online
+
+FUSED_LANES = 4  # up to which a single step's products are part of the same call; from there on torch's are faster
+SHAPES = 2  # numbers of steps and lanes for which buffers are kept
+
+
+class Start(NamedTuple):
+    """Where a layer goes on from."""
+
+    mem: Tensor
+    past: Tensor | None  # (K, B, n) input that is not in the traces yet
+    traces: Any  # as a rule keeps them; None: all zero
+
+
+class Commit(NamedTuple):
+    """What a call leaves in the model and its layers."""
+
+    call: Call
+    run: tuple[Call, list[nn.Module]]  # see `Container`
+    layers: list[dict[str, Any]]
+
+
+class Binding:
+    """A set of buffers and what comes before it: the kernels' tables, and what is to be committed."""
+
+    def __init__(self, buffers: Buffers, starts: Sequence[Start], plans: tuple[LayerPlan, ...], cpu: Any) -> None:
+        self.plans, self.starts = plans, starts  # the tables have the addresses of the starts
+        self.commits: dict[tuple[bool, bool], Commit] = {}
+        parts = list(zip(buffers.links, buffers.places, starts, strict=True))
+        self.tapes = [
+            Tape(place.x, place.record, State(start.mem), link.values, plan.nodes)
+            for (link, place, start), plan in zip(parts, plans, strict=True)
+        ]
+        self.folds: list[Any] = []  # of the traces, where that is a call by itself
+        self.scans: list[Any] = []
+        words: list[int] = []
+        for (link, place, start), above in zip(parts, [*buffers.places[1:], None], strict=True):
+            old, past = start.traces or {}, start.past
+            traces = [0 if past is None else past.data_ptr()]
+            for name in ("weight", "bias"):
+                traces += [cpu.address(old.get(name)), cpu.address(place.trace(name))]
+            passed = 0 if past is None else len(past)
+            if link.traced and not (buffers.single and passed < 2):
+                self.folds.append(cpu.fold_job(passed, buffers.lanes, link.n, traces, link.values["beta"]))
+                traces = [0] * 5
+            y = 0 if above is None else above.x.data_ptr()
+            states = start.mem.data_ptr(), place.mem.data_ptr()
+            if buffers.single:
+                words += link.step_words(cpu, place, states, y, traces)
+            else:
+                self.scans.append(link.scan_job(cpu, place, states, y))
+        self.step = cpu.Job("step", buffers.dtype, [len(parts), 0, 0, 0, *words]) if buffers.single else None
+
+    def commit(self, buffers: Buffers, window: bool, unbatched: bool) -> Commit:
+        """What is left in the model by a call of this shape; the same objects each time, since one follows another."""
+        known = self.commits.get((window, unbatched))
+        if known is None:
+            call = Call(window, unbatched, True)
+            layers = [
+                {"_state": place.state, "_segments": (Segment(tape, buffers.steps, call),), "_plan": plan}
+                for place, tape, plan in zip(buffers.places, self.tapes, self.plans, strict=True)
+            ]
+            run = call, [link.layer for link in buffers.links]
+            known = self.commits[window, unbatched] = Commit(call, run, layers)  # type: ignore[arg-type]
+        return known
+
+
+class Buffers:
+    """One set of buffers."""
+
+    def __init__(self, links: Sequence[Link], steps: int, lanes: int) -> None:
+        self.links, self.steps, self.lanes = links, steps, lanes
+        self.dtype = links[0].w.dtype
+        self.single = steps == 1 and lanes <= FUSED_LANES
+        self.places = [Place(link, steps, lanes) for link in links]
+        self.bindings: dict[Buffers | None, Binding] = {}  # by the buffers before; None where streams begin
+        self.reverse: Any = None  # the job of a single step
+        self.reverses: list[Any] = []  # those of a window
+
+    def starts(self) -> list[Start]:
+        """Where the next call goes on from."""
+        return [Start(place.mem, place.x if place.traces else None, place.traces) for place in self.places]
+
+
+Before = Buffers | list[Start] | None
+"""What a call goes on from: this row's latest call, other states, or None: all streams begin."""
+
+
+class Pair:
+    """What there is for one number of steps and lanes."""
+
+    def __init__(self, links: Sequence[Link], steps: int, lanes: int, cpu: Any) -> None:
+        self.sets = [Buffers(links, steps, lanes) for _ in range(2)]
+        self.scratch = [Scratch(link, steps, lanes) for link in links]
+        self.rest = [Start(link.layer.zeros(lanes, link.m), None, None) for link in links]
+        for buffers in self.sets:
+            parts = list(zip(links, buffers.places, self.scratch, strict=True))
+            if buffers.single:
+                words = [word for link, place, own in reversed(parts) for word in link.step_back_words(cpu, place, own)]
+                buffers.reverse = cpu.Job("step_reverse", buffers.dtype, [len(parts), 0, 0, 0, *words])
+            else:
+                buffers.reverses = [link.reverse_job(cpu, place, own) for link, place, own in parts]
+
+
+class Row:
+    """Usual layers, each of which takes what the one before it gives.
+
+    Args:
+        layers: for which `make_a_row` holds.
+        cpu: the kernels.
+    """
+
+    def __init__(self, layers: Sequence[Layer], cpu: Any) -> None:
+        self.cpu = cpu
+        self.links = [Link(layer, cpu) for layer in layers]
+        self.layers = list(layers)
+        self.n, self.m, self.dtype = self.links[0].n, self.links[-1].m, self.links[0].w.dtype
+        self.y_at = cpu.STEP_HEAD + (len(layers) - 1) * cpu.STEP_TABLE + cpu.STEP_Y
+        self.pairs: dict[tuple[int, int], Pair] = {}
+        self.latest: Buffers | None = None  # what was committed last
+        self.remembered: Remembered | None = None
+        self.known_plans: tuple[Plans | None, tuple[LayerPlan, ...]] = (None, ())
+
+    def serves(self, layers: Sequence[nn.Module]) -> bool:
+        """Whether it is of these layers, and they are as they were."""
+        return self.layers == layers and all(link.is_as_it_was() for link in self.links)
+
+    # -- forwards --------------------------------------------------------------------------------------------------
+
+    def call(self, model: Online, x: Tensor, window: bool) -> Tensor | None:
+        """What the model does in a call that learns; None where the general way is needed."""
+        shape = x.shape
+        unbatched = len(shape) == 1 + window
+        if len(shape) != 2 + window and not unbatched:
+            return None
+        steps, lanes = shape[0] if window else 1, 1 if unbatched else shape[-2]
+        if shape[-1] != self.n or x.requires_grad or not x.is_cpu or x.layout != torch.strided or not x.numel():
+            return None
+        if x.dtype != self.dtype:
+            if x.dtype != torch.bool:
+                return None
+            x = x.to(self.dtype)
+        before = self._before(lanes)
+        if before is not None and (before.lanes if isinstance(before, Buffers) else len(before[0].mem)) != lanes:
+            return None
+        plans = self._plans(model, before)
+        if plans is not self.known_plans[0]:
+            self.known_plans = plans, tuple(plans[id(layer)] for layer in self.layers)
+        buffers, binding = self._bound(steps, lanes, before, self.known_plans[1])
+        y = memory.empty((*shape[:-1], self.m), self.dtype)
+        finite = self._run(x.contiguous(), buffers, binding, y)
+        if not finite and model.check_finite:
+            return None
+        if before is None or isinstance(before, list):
+            model._check_size(plans, lanes, 5)
+        commit = binding.commit(buffers, window, unbatched)
+        for link, left in zip(self.links, commit.layers, strict=True):
+            link.own.update(left)
+        self.latest = buffers
+        call = commit.call
+        call.plans, call.y_shape = plans, tuple(y.shape)
+        model._latest = call
+        if model is not self.layers[0]:
+            model._run = commit.run
+        return y
+
+    def propose(self, x: Tensor, call: Call, plan: LayerPlan) -> tuple[Tensor, Any]:
+        """The same for a layer that is part of a model: the output, and what is to be committed."""
+        steps, lanes = x.shape[:2]
+        before = self._before(lanes)
+        if self.known_plans[1] != (plan,):
+            self.known_plans = None, (plan,)
+        buffers, binding = self._bound(steps, lanes, before, self.known_plans[1])
+        y = memory.empty((steps, lanes, self.m), self.dtype)
+        self._run(x.contiguous(), buffers, binding, y)
+        place = buffers.places[0]
+        return y, (place.state, place.record, (Segment(binding.tapes[0], steps, call),), buffers)
+
+    def _before(self, lanes: int) -> Before:
+        """What the layers go on from."""
+        latest = self.latest
+        if latest is not None and all(map(_follows, self.links, latest.places)):
+            return latest
+        if all(link.own["_state"] is None for link in self.links):
+            return None
+        starts = []
+        for link in self.links:
+            state = link.layer._advanced_state()
+            if state is None:
+                state = LayerState(State(link.layer.zeros(lanes, link.m)), None)
+            starts.append(Start(state.neuron.mem, None, state.traces or None))
+        return starts
+
+    def _plans(self, model: Online, before: Before) -> Plans:
+        """As `model._planned()`, which need not look at the layers again where the row has done so."""
+        known = self.remembered
+        if known is not None and known is model._remembered and known.changes == streaming.structure_changes:
+            if before is None and known.fresh is not None:
+                return known.fresh
+            if isinstance(before, Buffers):
+                return known.running
+        plans = model._planned()
+        self.remembered = model._remembered
+        return plans
+
+    def _bound(self, steps: int, lanes: int, before: Before, plans: tuple[LayerPlan, ...]) -> tuple[Buffers, Binding]:
+        """The set of buffers that may be written to, bound to what comes before."""
+        pair = self.pairs.get((steps, lanes))
+        if pair is None:
+            if len(self.pairs) == SHAPES:
+                self._let_go(next(shape for shape, kept in self.pairs.items() if self.latest not in kept.sets))
+            pair = self.pairs[steps, lanes] = Pair(self.links, steps, lanes, self.cpu)
+        buffers = pair.sets[self.latest is pair.sets[0]]
+        if isinstance(before, list):
+            starts = [
+                start._replace(traces=None) if plan.fresh else start for start, plan in zip(before, plans, strict=True)
+            ]
+            return buffers, Binding(buffers, starts, plans, self.cpu)
+        binding = buffers.bindings.get(before)
+        if binding is None or binding.plans is not plans:
+            starts = pair.rest if before is None else before.starts()
+            binding = buffers.bindings[before] = Binding(buffers, starts, plans, self.cpu)
+        return buffers, binding
+
+    def _let_go(self, shape: tuple[int, int]) -> None:
+        gone = self.pairs.pop(shape)
+        for pair in self.pairs.values():
+            for buffers in pair.sets:
+                for before in gone.sets:
+                    buffers.bindings.pop(before, None)
+
+    def _run(self, x: Tensor, buffers: Buffers, binding: Binding, y: Tensor) -> bool:
+        """From a contiguous x to y; whether all of x is finite."""
+        for fold in binding.folds:
+            fold.run()
+        if binding.step is not None:
+            table = binding.step.table
+            table[self.cpu.STEP_HEAD + self.cpu.STEP_GIVEN], table[self.y_at] = x.data_ptr(), y.data_ptr()
+            binding.step.run()
+            return not table[1]
+        finite = not self.cpu.taken(x, buffers.places[0].x)
+        last = len(self.links) - 1
+        for i, (link, place, scan) in enumerate(zip(self.links, buffers.places, binding.scans, strict=True)):
+            torch.mm(place.window, link.transposed, out=place.currents)
+            out = y if i == last else buffers.places[i + 1].x
+            if link.form is not None and i == last:
+                scan.table[self.cpu.Y_AT] = y.data_ptr()
+            scan.run()
+            if link.form is None:
+                out.view(-1, link.m).copy_(place.currents)
+                place.mem.copy_(place.kept[-1])
+        return finite
+
+    # -- backwards -------------------------------------------------------------------------------------------------
+
+    def backward(self, model: Online, ls: Tensor, input_signal: bool) -> tuple[Tensor | None] | None:
+        """What the model's backward does: dL/dx where it is asked for; None where the general way is needed."""
+        buffers, call = self.latest, model._latest
+        if buffers is None or call is None or ls.dtype != self.dtype or not ls.is_cpu or ls.layout != torch.strided:
+            return None
+        if tuple(ls.shape) != call.y_shape or not all(map(_may_add, self.links)):
+            return None
+        for link, place in zip(self.links, buffers.places, strict=True):
+            if not _follows(link, place) or link.own["_segments"][0].call is not call:
+                return None
+        below = torch.empty(buffers.steps, buffers.lanes, self.n, dtype=self.dtype) if input_signal else None
+        if not self._reverse(ls.contiguous(), buffers, _into_grad, below, model.check_finite):
+            return None
+        return (None if below is None else call.unfold(below),)
+
+    def ran(self, segment: Segment) -> bool:
+        """Whether this is the tape of the latest call."""
+        return self.latest is not None and segment.tape.x is self.latest.places[0].x
+
+    def gradients(self, ls: Tensor | None, wanted: bool) -> tuple[Tensor | None, list[tuple[nn.Parameter, Tensor]]]:
+        """The same for a layer that is part of a model: dL/dx where it is wanted, and the gradients."""
+        buffers = self.latest
+        assert buffers is not None
+        steps, lanes = buffers.steps, buffers.lanes
+        ls = torch.zeros(steps, lanes, self.m, dtype=self.dtype) if ls is None else ls.contiguous()
+        updates: list[tuple[nn.Parameter, Tensor]] = []
+
+        def fresh(parameter: Tensor) -> tuple[Tensor, bool]:
+            updates.append((cast(nn.Parameter, parameter), memory.empty(parameter.shape, self.dtype)))
+            return updates[-1][1], False
+
+        below = memory.empty((steps, lanes, self.n), self.dtype) if wanted else None
+        self._reverse(ls, buffers, fresh, below, False)
+        return below, updates
+
+    def _reverse(
+        self,
+        ls: Tensor,
+        buffers: Buffers,
+        room: Callable[[Tensor], tuple[Tensor, bool]],
+        below: Tensor | None,
+        check: bool,
+    ) -> bool:
+        """The gradients from the last layer down to the lowest that learns, written where `room` says, or added there.
+
+        False, and nothing is written, where `check` and ls is not finite.
+        """
+        lowest = 0
+        while below is None and lowest < len(self.links) and not self.links[lowest].trains():
+            lowest += 1
+        scratch = self.pairs[buffers.steps, buffers.lanes].scratch
+        if buffers.single:
+            return self._step_reverse(ls, buffers, lowest, room, below, check)
+        if check and not math.isfinite(ls.sum().item()):
+            return False
+        signal = ls.data_ptr()
+        for i in range(len(self.links) - 1, lowest - 1, -1):
+            link, place, own, job = self.links[i], buffers.places[i], scratch[i], buffers.reverses[i]
+            job.table[link.ls_at] = signal
+            job.run()
+            if link.weight.requires_grad:
+                out, add = room(link.weight)
+                if add:
+                    out.addmm_(own.transposed, place.rows)
+                else:
+                    torch.mm(own.transposed, place.rows, out=out)
+            if link.bias is not None and link.bias.requires_grad:
+                out, add = room(link.bias)
+                where = own.total.data_ptr(), own.leftover.data_ptr(), self.cpu.address(place.trace("bias"))
+                self.cpu.run("bias", self.dtype, [buffers.lanes, link.m, *where, out.data_ptr(), add])
+            if i > lowest:
+                torch.mm(own.window, link.w, out=scratch[i - 1].ls_rows)
+                signal = scratch[i - 1].ls.data_ptr()
+            elif below is not None:
+                torch.mm(own.window, link.w, out=below.view(-1, link.n))
+        return True
+
+    def _step_reverse(
+        self,
+        ls: Tensor,
+        buffers: Buffers,
+        lowest: int,
+        room: Callable[[Tensor], tuple[Tensor, bool]],
+        below: Tensor | None,
+        check: bool,
+    ) -> bool:
+        cpu, job, scratch = self.cpu, buffers.reverse, self.pairs[1, buffers.lanes].scratch
+        table, at = job.table, cpu.STEP_HEAD
+        table[0], table[1], table[2] = len(self.links) - lowest, 0, check
+        table[at + cpu.STEP_LS] = ls.data_ptr()
+        made: list[Tensor] = []
+        for i in range(len(self.links) - 1, lowest - 1, -1):
+            for parameter, where in zip((self.links[i].weight, self.links[i].bias), cpu.STEP_GRADIENTS, strict=True):
+                table[at + where] = 0
+                if parameter is not None and parameter.requires_grad:
+                    out, add = room(parameter)
+                    table[at + where], table[at + where + 1] = out.data_ptr(), add
+                    if not add:
+                        made.append(parameter)
+            table[at + cpu.STEP_BELOW] = scratch[i - 1].ls.data_ptr() if i > lowest else cpu.address(below)
+            at += cpu.STEP_TABLE
+        job.run()
+        if table[1]:
+            for parameter in made:
+                parameter.grad = None
+        return not table[1]
+
+
+def _follows(link: Link, place: Place) -> bool:
+    """Whether the layer is as the call that wrote to the place left it."""
+    own = link.own
+    if own["_state"] is not place.state:
+        return False
+    segments = own["_segments"]
+    return len(segments) == 1 and segments[0].tape.x is place.x and segments[0].reset is None
+
+
+def _may_add(link: Link) -> bool:
+    """Whether the parameters' gradients are such that a kernel may add to them."""
+    for parameter in (link.weight, link.bias):
+        grad = None if parameter is None else parameter.grad
+        if grad is not None and (grad.requires_grad or grad.layout != torch.strided or not grad.is_contiguous()):
+            return False
+    return True
+
+
+def _into_grad(parameter: Tensor) -> tuple[Tensor, bool]:
+    """The parameter's gradient, and whether there is one to be added to."""
+    grad = parameter.grad
+    if grad is not None:
+        return grad, True
+    parameter.grad = grad = memory.empty(parameter.shape, parameter.dtype)
+    return grad, False
