@@ -76,7 +76,6 @@ def mse(y: Tensor, target: Tensor, weights: Tensor | None = None) -> Loss:
     return Loss((per_entry * error.square()).sum(), 2 * per_entry * error)
 
 
-@torch.no_grad()
 def cross_entropy(
     y: Tensor, target: Tensor, weights: Tensor | None = None, *, of: Literal["logits", "probs"] = "logits"
 ) -> Loss:
@@ -102,13 +101,24 @@ def cross_entropy(
         raise ValueError(f"{where}: expected of to be 'logits' or 'probs', got {of!r}.")
     _check_classes(where, y, target)
     cpu = kernels.cpu_for(y)
-    if cpu is not None and y.is_contiguous() and target.is_cpu:
-        scale = 1 / (y.numel() // y.shape[-1]) if weights is None else _scale(where, y, weights)
-        if isinstance(scale, Tensor):
-            scale = scale.expand(*y.shape[:-1], 1).contiguous()
-        loss, ls, low, high = cpu.cross_entropy(y, target.contiguous(), scale)
+    if cpu is not None and y.is_contiguous() and target.is_cpu and _are_plain(weights, y):
+        if weights is not None:
+            _check_weights(where, y, weights)
+        loss, ls, low, high = cpu.cross_entropy(y, target.contiguous(), weights)
         _check_range(where, y, low, high)
         return Loss(loss, ls)
+    return _cross_entropy(where, y, target, weights)
+
+
+def _are_plain(weights: Tensor | None, y: Tensor) -> bool:
+    """Whether a kernel can read them; what is no tensor is refused elsewhere."""
+    if not isinstance(weights, Tensor):
+        return weights is None
+    return weights.dtype == y.dtype and weights.is_cpu and weights.is_contiguous()
+
+
+@torch.no_grad()
+def _cross_entropy(where: str, y: Tensor, target: Tensor, weights: Tensor | None) -> Loss:
     index = _class_index(where, y, target)
     scale = _scale(where, y, weights)
     log_probs = torch.log_softmax(y, dim=-1)
@@ -183,16 +193,22 @@ def _scale(where: str, y: Tensor, weights: Tensor | None) -> Tensor:
     lanes = y.shape[-2] if y.ndim > 1 else 1
     if weights is None:
         weights = torch.full((steps,), 1 / steps, dtype=y.dtype, device=y.device)
-    elif not isinstance(weights, Tensor):
+    else:
+        _check_weights(where, y, weights)
+        if y.ndim > 1 and weights.shape == y.shape[:-1]:
+            return (weights.to(y) / lanes)[..., None]
+    return (weights.to(y) / lanes).view([steps, 1, 1] if y.ndim == 3 else [1] * y.ndim)
+
+
+def _check_weights(where: str, y: Tensor, weights: Tensor) -> None:
+    if not isinstance(weights, Tensor):
         raise TypeError(f"{where}: expected weights to be a tensor, got {type(weights).__name__}.")
-    elif y.ndim > 1 and weights.shape == y.shape[:-1]:
-        return (weights.to(y) / lanes)[..., None]
-    elif weights.numel() != steps or weights.ndim > 1:
+    steps = y.shape[0] if y.ndim == 3 else 1
+    if (y.ndim == 1 or weights.shape != y.shape[:-1]) and (weights.numel() != steps or weights.ndim > 1):
         raise ValueError(
             f"{where}: expected one weight per step, shape ({steps},), or one per step and lane, shape "
             f"{tuple(y.shape[:-1])}, got {tuple(weights.shape)}. Slice the weights to the window's steps."
         )
-    return (weights.to(y) / lanes).view([steps, 1, 1] if y.ndim == 3 else [1] * y.ndim)
 
 
 def _class_index(where: str, y: Tensor, target: Tensor) -> Tensor:

@@ -444,22 +444,22 @@ def advance_matrix(before: Tensor, g: Tensor, border: Tensor, taken: Tensor, pas
     return new
 
 
-def cross_entropy(y: Tensor, target: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, int, int]:
-    """`-log softmax(y)[target]`, summed with the factors `scale`, and its gradient; the least and the greatest class.
+def cross_entropy(y: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, int, int]:
+    """`-log softmax(y)[target]`, weighted, the mean over lanes, and its gradient; the least and the greatest class.
 
     Args:
-        y: (..., m), contiguous.
+        y: (K, B, m), (B, m) or (m,), contiguous.
         target: of the leading dimensions, or without the first of them; contiguous.
-        scale: one factor, or one for each row of y, contiguous.
+        weights: one for each step, or each step and lane, of y's dtype and contiguous; by default 1 / K.
     """
     m, rows = y.shape[-1], y.numel() // y.shape[-1]
-    targets = target.numel()  # rows beyond them have the same again
+    lanes = y.shape[-2] if y.ndim > 1 else 1
     loss, ls = y.new_empty(()), torch.empty_like(y)
-    factor = array("f" if y.dtype == torch.float32 else "d", [scale]) if isinstance(scale, float) else None
-    factors = scale.data_ptr() if isinstance(scale, Tensor) else factor.buffer_info()[0]  # type: ignore[union-attr]
+    share = array("d", [1 / lanes if weights is not None else 1 / rows])
+    rows_each = rows if weights is None else rows // weights.numel()
     classes = array("q", [0, 0])
-    table = [rows, targets, m, factor is not None, y.data_ptr(), ls.data_ptr(), target.data_ptr(), factors]
-    run("cross_entropy", y.dtype, [*table, classes.buffer_info()[0], loss.data_ptr()])
+    table = [rows, target.numel(), m, rows_each, y.data_ptr(), ls.data_ptr(), target.data_ptr(), address(weights)]
+    run("cross_entropy", y.dtype, [*table, share.buffer_info()[0], classes.buffer_info()[0], loss.data_ptr()])
     return loss, ls, classes[0], classes[1]
 
 

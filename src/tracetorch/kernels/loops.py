@@ -998,18 +998,19 @@ def cross_entropy(real: Any) -> Any:
 
     @_kernel
     def run(address: int) -> None:
-        a = carray(_pointer(address), 10, np.int64)
-        rows, targets, m, uniform = a[0], a[1], a[2], a[3] != 0
+        a = carray(_pointer(address), 11, np.int64)
+        rows, targets, m, rows_each = a[0], a[1], a[2], a[3]
+        share = real(carray(_pointer(a[8]), 1, np.float64)[0])
         y, signal = carray(_pointer(a[4]), rows * m, real), carray(_pointer(a[5]), rows * m, real)
         target, weights = carray(_pointer(a[6]), targets, np.int64), carray(_pointer(a[7]), rows, real)
-        classes = carray(_pointer(a[8]), 2, np.int64)  # the least and the greatest that came
+        classes = carray(_pointer(a[9]), 2, np.int64)  # the least and the greatest that came
         loss, least, greatest = 0.0, m, -1
         for row in range(rows):
             index = target[row % targets]
             least, greatest = min(least, index), max(greatest, index)
             if index < 0 or index >= m:
                 continue
-            scale = weights[0] if uniform else weights[row]
+            scale = share * weights[row // rows_each] if a[7] != 0 else share
             logits, out = y[row * m : row * m + m], signal[row * m : row * m + m]
             top = logits[0]
             for i in range(1, m):
@@ -1024,7 +1025,7 @@ def cross_entropy(real: Any) -> Any:
                 out[i] *= factor
             out[index] -= scale
         classes[0], classes[1] = least, greatest
-        carray(_pointer(a[9]), 1, real)[0] = loss
+        carray(_pointer(a[10]), 1, real)[0] = loss
 
     return run
 

@@ -339,7 +339,7 @@ class Online(Streaming):
             TypeError: ls is not a tensor of y's dtype.
         """
         row = self._row
-        if row is not None and isinstance(ls, Tensor) and self._learns_now() and row is self._as_row():
+        if row is not None and isinstance(ls, Tensor) and self._learns_now() and row.layers == self._members():
             served = row.backward(self, ls, input_signal)
             if served is not None:
                 return served[0]

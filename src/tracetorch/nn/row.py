@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from .. import kernels
 from ..functional.scan import State
 from ..kernels import memory
 from ..rules.base import Segment, Tape
@@ -157,7 +158,7 @@ class Row:
 
     def serves(self, layers: Sequence[nn.Module]) -> bool:
         """Whether it is of these layers, and they are as they were."""
-        return self.layers == layers and all(link.is_as_it_was() for link in self.links)
+        return self.layers == layers and all(map(Link.is_as_it_was, self.links))
 
     # -- forwards --------------------------------------------------------------------------------------------------
 
@@ -292,10 +293,12 @@ class Row:
         buffers, call = self.latest, model._latest
         if buffers is None or call is None or ls.dtype != self.dtype or not ls.is_cpu or ls.layout != torch.strided:
             return None
-        if tuple(ls.shape) != call.y_shape or not all(map(_may_add, self.links)):
+        if tuple(ls.shape) != call.y_shape or self.cpu is not kernels.cpu_for(ls) or torch.is_autocast_enabled("cpu"):
             return None
         for link, place in zip(self.links, buffers.places, strict=True):
             if not _follows(link, place) or link.own["_segments"][0].call is not call:
+                return None
+            if not link.has_its_weights() or not link.may_add():
                 return None
         below = torch.empty(buffers.steps, buffers.lanes, self.n, dtype=self.dtype) if input_signal else None
         if not self._reverse(ls.contiguous(), buffers, _into_grad, below, model.check_finite):
@@ -402,15 +405,6 @@ def _follows(link: Link, place: Place) -> bool:
         return False
     segments = own["_segments"]
     return len(segments) == 1 and segments[0].tape.x is place.x and segments[0].reset is None
-
-
-def _may_add(link: Link) -> bool:
-    """Whether the parameters' gradients are such that a kernel may add to them."""
-    for parameter in (link.weight, link.bias):
-        grad = None if parameter is None else parameter.grad
-        if grad is not None and (grad.requires_grad or grad.layout != torch.strided or not grad.is_contiguous()):
-            return False
-    return True
 
 
 def _into_grad(parameter: Tensor) -> tuple[Tensor, bool]:

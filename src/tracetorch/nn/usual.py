@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from .. import kernels
@@ -78,15 +79,24 @@ class Link:
             self.constants = cpu.constants_of(self.form)
             self.firing, self.surrogate_code = cpu.firing_code(self.form), cpu.surrogate_code(self.form)
 
+    def has_its_weights(self) -> bool:
+        """Whether weight and bias lie where they lay."""
+        synapse, parameters = self.synapse, self.synapse._parameters
+        weight, bias = parameters["weight"], parameters["bias"]
+        return (
+            self.own["_modules"]["synapse"] is synapse
+            and weight is self.weight
+            and bias is self.bias
+            and weight.data_ptr() == self.places[0]
+            and (bias is None or bias.data_ptr() == self.places[1])
+        )
+
     def is_as_it_was(self) -> bool:
         """Whether nothing of the layer was changed or replaced; its weights may have other values."""
-        own, synapse = self.own, self.synapse
-        if own["_modules"]["synapse"] is not synapse or own["neuron"] is not self.neuron:
+        own, synapse, buffers = self.own, self.synapse, self.own["_buffers"]
+        if not self.has_its_weights() or own["neuron"] is not self.neuron:
             return False
-        weight, bias, buffers = synapse._parameters["weight"], synapse._parameters["bias"], own["_buffers"]
-        if weight is not self.weight or bias is not self.bias or len(own["_parameters"]) > 1:
-            return False
-        if (weight.data_ptr(), 0 if bias is None else bias.data_ptr()) != self.places or len(buffers) != len(self.seen):
+        if len(own["_parameters"]) > 1 or len(buffers) != len(self.seen):
             return False
         for name, was, version in self.seen:
             now = buffers.get(name)
@@ -100,6 +110,14 @@ class Link:
             and not synapse._forward_hooks
             and not synapse._forward_pre_hooks
         )
+
+    def may_add(self) -> bool:
+        """Whether the parameters' gradients are such that a kernel may add to them."""
+        for parameter in (self.weight, self.bias):
+            grad = None if parameter is None else parameter.grad
+            if grad is not None and (grad.requires_grad or grad.layout != torch.strided or not grad.is_contiguous()):
+                return False
+        return True
 
     def trains(self) -> bool:
         """Whether a parameter is not frozen."""
