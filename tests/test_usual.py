@@ -1,5 +1,6 @@
 """The usual layer's own way against the general one, whatever is done with a stream."""
 
+import contextlib
 import copy
 from typing import Any
 
@@ -169,3 +170,62 @@ def test_another_synapse_is_seen() -> None:
     net[2].synapse.bias.data.zero_()
     net.reset()
     assert not net.window(torch.rand(2, 2, N, **F64)).any()
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("lanes", [1, 5])
+def test_a_model_of_usual_layers_needs_the_general_way_for_nothing(
+    window: int, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = model(tt.InputTrace())
+    for name in ("_general_call", "_general_backward"):
+        monkeypatch.setattr(tt.Sequential, name, None)
+    for _ in range(2):
+        net.reset()
+        for _ in range(3):
+            net.window(torch.rand(window, lanes, N, **F64))
+            net.backward(torch.ones(window, lanes, M, **F64), input_signal=True)
+            net(torch.rand(lanes, N, **F64) < 0.5)
+            net.backward(torch.ones(lanes, M, **F64))
+        net.reset(torch.arange(lanes) % 2 == 0)
+        net.window(torch.rand(window, lanes, N, **F64))
+        net.load_stream_state(net.stream_state())
+        net.window(torch.rand(window, lanes, N, **F64))
+
+
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("zeroed", [False, True])
+def test_a_signal_that_is_not_finite_is_refused_and_leaves_the_gradients(window: int, zeroed: bool) -> None:
+    net = model(tt.InputTrace())
+    x, ls = torch.rand(window, 1, N, **F64), torch.ones(window, 1, M, **F64)
+    net.window(x)
+    net.backward(ls)
+    if zeroed:
+        net.zero_grad()
+    before = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+    bad = ls.clone()
+    bad[0, 0, 1] = torch.nan
+    with pytest.raises(ValueError, match="ls"):
+        net.backward(bad)
+    for p, was in zip(net.parameters(), before, strict=True):
+        assert p.grad is None if was is None else torch.equal(p.grad, was)
+    net.backward(ls)
+
+
+def test_layers_that_share_a_synapse_add_up() -> None:
+    shared = nn.Linear(N, N, **F64)
+
+    def stack() -> tt.Sequential:
+        return tt.Sequential(tt.LIF(synapse=shared, beta=0.8), tt.LIF(synapse=shared, beta=0.9))
+
+    found = []
+    for context in (contextlib.nullcontext(), kernels.reference()):
+        with context:
+            net = stack()
+            for window in (1, 3, 1, 1):
+                net.window(torch.linspace(0, 1, window * 2 * N, **F64).view(window, 2, N))
+                net.backward(torch.ones(window, 2, N, **F64))
+            found.append([p.grad for p in shared.parameters()])
+            net.zero_grad()
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
