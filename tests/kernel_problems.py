@@ -38,9 +38,9 @@ class Problem:
         """The same on another device."""
         return Problem(**{name: moved(part, device) for name, part in vars(self).items()})
 
-    def run(self) -> tuple[scan.Scan, scan.Reverse]:
-        """Forwards and backwards, everything asked for."""
-        forward = kernels.spiking(self.current.clone(), self.start, self.values, self.form)
+    def run(self, given: Tensor | None = None) -> tuple[scan.Scan, scan.Reverse]:
+        """Forwards, with outputs that are known where they are given, and backwards, everything asked for."""
+        forward = kernels.spiking(self.current.clone(), self.start, self.values, self.form, given)
         wanted = [name for name in self.values if name != "recurrent"]
         back = kernels.spiking_reverse(self.ls, forward.record, self.start, self.values, self.form, wanted, self.ahead)
         return forward, back

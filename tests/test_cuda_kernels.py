@@ -65,6 +65,18 @@ def test_spiking_neurons_are_the_reference(device: str, problem: Problem) -> Non
 
 @on_devices
 @few(20)
+@given(problem=problems())
+def test_known_outputs_are_taken_as_they_are(device: str, problem: Problem) -> None:
+    given_ = scan.spiking(problem.current, problem.start, problem.values, problem.form).y.roll(1, -1)
+    came = came_from(device, problem.on(device).run, given_)
+    with kernels.reference():
+        expected = problem.run(given_)
+    assert torch.equal(came[0].y, expected[0].y)
+    same(came, expected)
+
+
+@on_devices
+@few(20)
 @given(problem=problems(firing.EscapeNoise(0.25, torch.Generator())))
 def test_stochastic_neurons_are_the_reference_for_the_same_draws(device: str, problem: Problem) -> None:
     problem.form.firing.generator.manual_seed(3)  # type: ignore[attr-defined]

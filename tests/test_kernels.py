@@ -43,6 +43,22 @@ def test_stochastic_neurons_are_the_reference_for_the_same_draws(problem: Proble
     same(came, expected)
 
 
+@several
+@given(problems(), st.booleans())
+def test_known_outputs_are_taken_as_they_are(problem: Problem, other: bool) -> None:
+    """Those of the same window give the same membranes; any give what the reference gives."""
+    forward = kernels.spiking(problem.current.clone(), problem.start, problem.values, problem.form)
+    given_ = forward.y.roll(1, -1) if other else forward.y
+    came = problem.run(given_)
+    with kernels.reference():
+        expected = problem.run(given_)
+    assert torch.equal(came[0].y, given_)
+    same(came, expected)
+    if not other:
+        assert torch.equal(came[0].record.u, forward.record.u)
+        same(came[0].state, forward.state)
+
+
 def test_a_firing_of_ones_own_runs_the_reference() -> None:
     custom = surrogate.Custom(lambda u: (u > 0).to(u.dtype), lambda u: torch.exp(-u.abs()))
     values = {"beta": torch.tensor(0.5), "threshold": torch.tensor(1.0)}

@@ -107,7 +107,7 @@ class Reverse(NamedTuple):
 
 
 @torch.no_grad()
-def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
+def spiking(current: Tensor, start: State, values: Values, form: Form, given: Tensor | None = None) -> Scan:
     """Run a window of spiking neurons.
 
     Args:
@@ -115,6 +115,7 @@ def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
         start: the state that the window starts with.
         values: the parameters' values.
         form: the kind of neuron.
+        given: (K, B, m) what they emit, whatever their membranes: for a window that was run before.
 
     >>> from tracetorch.functional.firing import Spike
     >>> values = {"beta": torch.tensor(0.5), "threshold": torch.tensor(1.0)}
@@ -124,7 +125,7 @@ def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
     beta, theta, alpha, kappa = values["beta"], values["threshold"], values.get("alpha"), values.get("kappa")
     recurrent, gain, firing = values.get("recurrent"), form.gain_of(values), form.firing
     plain = isinstance(gain, float) and gain == 1
-    u, y = torch.empty_like(current), torch.empty_like(current)
+    u, y = torch.empty_like(current), torch.empty_like(current) if given is None else given
     cur = torch.empty_like(current) if alpha is not None or form.gain == "leak" else None
     adapt = None if kappa is None else torch.empty_like(current)
     mem = start.mem
@@ -142,7 +143,9 @@ def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
         if form.delayed:
             p_t = torch.addcmul(p_t, firing.count(before), theta_t, value=-1)
         torch.sub(p_t, theta_t, out=u[t])
-        y[t] = before = firing.emit(u[t], theta_t)
+        if given is None:
+            y[t] = firing.emit(u[t], theta_t)
+        before = y[t]
         spikes = firing.count(before)
         mem = _after_reset(p_t, theta_t, spikes, form)
         if adapt is not None:
@@ -153,7 +156,7 @@ def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
         None if adapt is None else a_t,
         None if start.spk is None else before.clone(),
     )
-    return Scan(y, Record(u, None if firing.recomputable else y, cur, adapt), state)
+    return Scan(y, Record(u, None if firing.recomputable and given is None else y, cur, adapt), state)
 
 
 def _after_reset(p: Tensor, theta: Tensor, spikes: Tensor, form: Form) -> Tensor:

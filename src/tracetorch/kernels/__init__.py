@@ -102,12 +102,13 @@ def _load(module: str, compiler: str, device: str) -> ModuleType | None:
         return None
 
 
-def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
+def spiking(current: Tensor, start: State, values: Values, form: Form, given: Tensor | None = None) -> Scan:
     """See `functional.scan.spiking`; may use the memory of `current` for what it returns."""
     kernels = kernels_for(current)
     if kernels is None or not knows(form):
-        return scan.spiking(current, start, values, form)
-    scanned: Scan = kernels.spiking(current.contiguous(), start, values, form)
+        return scan.spiking(current, start, values, form, given)
+    given = None if given is None else given.contiguous()
+    scanned: Scan = kernels.spiking(current.contiguous(), start, values, form, given)
     return scanned
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..functional.scan import Form, Record, Reverse, Scan, State, Values
 from ..functional.trace import Stage
 from . import loops, memory
-from .forms import FIRINGS, SURROGATES, draws
+from .forms import FIRINGS, SURROGATES, add_recurrent, draws
 
 ENTRIES_FOR_THREADS = 2**18  # steps times neurons and lanes, from which several threads are faster than one
 
@@ -148,6 +148,7 @@ class Windows(NamedTuple):
     cur: int = 0
     adapt: int = 0
     draws: int = 0
+    given: int = 0  # whether y is there already
 
 
 def spiking_table(
@@ -173,23 +174,27 @@ def spiking_table(
         values: of `parameters`.
     """
     kind = [firing_code(form), _RESETS[form.reset], form.delayed, constants.buffer_info()[0]]
-    current, u, y, *others = windows
-    return [steps, size, m, 0, size, *kind, current, u, y, *states, *others, *values]
+    current, u, y, *others, given = windows
+    return [steps, size, m, 0, size, *kind, current, u, y, *states, *others, *values, given]
 
 
-def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
+def spiking(current: Tensor, start: State, values: Values, form: Form, given: Tensor | None = None) -> Scan:
     """`functional.scan.spiking`; u is written over the currents."""
     steps, lanes, m = current.shape
     dtype, size = current.dtype, lanes * m
-    y = torch.empty_like(current)
+    y = torch.empty_like(current) if given is None else given
     after = State(*[None if part is None else torch.empty_like(part) for part in start])  # type: ignore[arg-type]
     cur = torch.empty_like(current) if start.cur is not None or form.gain == "leak" else None
     adapt = None if start.adapt is None else torch.empty_like(current)
-    drawn = draws(form, current)
+    drawn = draws(form, current) if given is None else None
     constants, own_values = constants_of(form), parameters(values)
     states = [address(part) for pair in zip(start, after, strict=True) for part in pair]
-    windows = Windows(*map(address, (current, current, y, cur, adapt, drawn)))
-    if "recurrent" not in values:
+    u = current.data_ptr()
+    windows = Windows(u, u, y.data_ptr(), address(cur), address(adapt), address(drawn), given is not None)
+    if given is not None and "recurrent" in values:
+        assert start.spk is not None
+        add_recurrent(current, given, start.spk, values["recurrent"])
+    if given is not None or "recurrent" not in values:
         table = spiking_table(steps, size, form, constants, windows, states, m, own_values)
         run_in_parts("spiking", dtype, table, 3, BLOCK, steps * size)
     else:
@@ -201,7 +206,7 @@ def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
             here = Windows(*(p and p + t * step for p in windows))
             run("spiking", dtype, spiking_table(1, size, form, constants, here, between, m, own_values))
             before, between = y[t], [address(part) for part in after for _ in range(2)]
-    return Scan(y, Record(current, None if form.firing.recomputable else y, cur, adapt), after)
+    return Scan(y, Record(current, None if form.firing.recomputable and given is None else y, cur, adapt), after)
 
 
 def firing_code(form: Form) -> int:

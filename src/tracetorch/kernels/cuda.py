@@ -11,7 +11,7 @@ the CPU, rounds twice, and a spike could be flipped. Divisions that spikes depen
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..functional.scan import NOTHING, Form, Record, Reverse, Scan, State, Values
 from ..functional.trace import Stage
-from .forms import FIRINGS, SURROGATES, draws
+from .forms import FIRINGS, SURROGATES, add_recurrent, draws
 
 DTYPES = frozenset({torch.float32, torch.float64})
 BLOCK = 128  # neurons of a program, one for each of its threads
@@ -178,6 +178,7 @@ def _spiking(
     DELAYED: tl.constexpr,
     LEAKS: tl.constexpr,
     GAIN: tl.constexpr,
+    GIVEN: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     here = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -213,9 +214,12 @@ def _spiking(
         if DELAYED:
             p = p - s_before * theta_t
         u = p - theta_t
-        y = _emit(u, theta_t, _given(draws, at, mask, u), FIRING, MOST, WIDTH)
         tl.store(window + at, u, mask=mask)
-        tl.store(ys + at, y, mask=mask)
+        if GIVEN:
+            y = tl.load(ys + at, mask=mask, other=0.0)
+        else:
+            y = _emit(u, theta_t, _given(draws, at, mask, u), FIRING, MOST, WIDTH)
+            tl.store(ys + at, y, mask=mask)
         s = _count(y, FIRING)
         if DELAYED:
             v = p
@@ -594,17 +598,25 @@ def _states(state: State, tail: str = "{}") -> dict[str, Tensor | None]:
     return {tail.format(name): part for name, part in state._asdict().items()}
 
 
-def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
+def spiking(current: Tensor, start: State, values: Values, form: Form, given: Tensor | None = None) -> Scan:
     """`functional.scan.spiking`; u is written over the currents."""
     steps, lanes, m = current.shape
-    y = torch.empty_like(current)
+    y = torch.empty_like(current) if given is None else given
     after = State(*[None if part is None else torch.empty_like(part) for part in start])  # type: ignore[arg-type]
     cur = torch.empty_like(current) if start.cur is not None or form.gain == "leak" else None
     adapt = None if start.adapt is None else torch.empty_like(current)
-    windows = {"window": current, "ys": y, "curs": cur, "adapts": adapt, "draws": draws(form, current)}
-    same = {"m": m, "WIDTH": getattr(form.firing, "width", None)} | _kind(form) | _parameters(values)
+    windows = {"window": current, "ys": y, "curs": cur, "adapts": adapt, "draws": None}
+    if given is None:
+        windows["draws"] = draws(form, current)
+    elif "recurrent" in values:
+        add_recurrent(current, given, cast(Tensor, start.spk), values["recurrent"])
+    same = (
+        {"m": m, "WIDTH": getattr(form.firing, "width", None), "GIVEN": given is not None}
+        | _kind(form)
+        | _parameters(values)
+    )
     same |= _states(after, "{}_1")
-    if "recurrent" not in values:
+    if given is not None or "recurrent" not in values:
         _launch(_spiking, y, lanes * m, **windows, **_states(start, "{}_0"), **same, steps=steps)
     else:
         transposed, before = values["recurrent"].t(), start
@@ -613,7 +625,7 @@ def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
             torch.addmm(current[t], before.spk, transposed, out=current[t])  # type: ignore[arg-type]
             _launch(_spiking, y, lanes * m, **of_step, **_states(before, "{}_0"), **same, steps=1)
             before = after
-    return Scan(y, Record(current, None if form.firing.recomputable else y, cur, adapt), after)
+    return Scan(y, Record(current, None if form.firing.recomputable and given is None else y, cur, adapt), after)
 
 
 def spiking_reverse(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..functional import firing, surrogate
 from ..functional.firing import Firing
-from ..functional.scan import Form
+from ..functional.scan import Form, previous
 
 # In the order of the codes in `loops.py`.
 FIRINGS: dict[type[Firing], str] = {
@@ -29,6 +29,12 @@ SURROGATES: dict[type[surrogate.Surrogate], str] = {
 def knows(form: Form) -> bool:
     """Whether the kernels can run neurons of this form: not those that fire by functions of the user's own."""
     return type(form.firing) in FIRINGS and type(form.firing.surrogate) in SURROGATES
+
+
+def add_recurrent(current: Tensor, given: Tensor, before: Tensor, weight: Tensor) -> None:
+    """Add what recurrent weights give to all steps' currents (K, B, m), where all outputs are known."""
+    m = current.shape[-1]
+    current.view(-1, m).addmm_(previous(given, before).view(-1, m), weight.t())
 
 
 def draws(form: Form, like: Tensor) -> Tensor | None:

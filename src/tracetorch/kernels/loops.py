@@ -198,6 +198,15 @@ def _plain_step(p: Any, v: Any, u: Any, y: Any, beta: Any, theta: Any, n: int, f
             v[i] = w if w > zero else q
 
 
+@_loop
+def _plain_known_step(p: Any, v: Any, u: Any, y: Any, beta: Any, theta: Any, n: int) -> None:
+    """The same for outputs that are known."""
+    for i in range(n):
+        q = p[i] + v[i] * beta[i]
+        u[i] = q - theta[i]
+        v[i] = q - y[i] * theta[i]
+
+
 def spiking(real: Any) -> Any:
     """The forward scan of spiking neurons, for one floating-point type."""
 
@@ -220,7 +229,7 @@ def spiking(real: Any) -> Any:
         spk_0, spk_1 = carray(_pointer(a[18]), size, real), carray(_pointer(a[19]), size, real)
         cur_out, adapt_out = carray(_pointer(a[20]), steps * size, real), carray(_pointer(a[21]), steps * size, real)
         draws = carray(_pointer(a[22]), steps * size, real)
-        has_cur, keeps_cur, adapts = a[14] != 0, a[20] != 0, a[16] != 0
+        has_cur, keeps_cur, adapts, known = a[14] != 0, a[20] != 0, a[16] != 0, a[34] != 0
         plain = firing <= STRICT and reset == SUBTRACT and not (adapts or delayed)
         given = [carray(_pointer(a[23 + 2 * k]), m, real) for k in range(5)]
         bias_ = carray(_pointer(a[33]), m, real)
@@ -276,7 +285,10 @@ def spiking(real: Any) -> Any:
                     for i in range(n):
                         p[i] = p[i] * gain
                 if plain:
-                    _plain_step(p, v, u_out[at : at + n], y_out[at : at + n], beta, theta, n, firing)
+                    if known:
+                        _plain_known_step(p, v, u_out[at : at + n], y_out[at : at + n], beta, theta, n)
+                    else:
+                        _plain_step(p, v, u_out[at : at + n], y_out[at : at + n], beta, theta, n, firing)
                     continue
                 for i in range(n):
                     p[i] = p[i] + v[i] * beta[i]
@@ -289,9 +301,12 @@ def spiking(real: Any) -> Any:
                         p[i] = p[i] - before[i] * theta_t[i]
                 for i in range(n):
                     u[i] = p[i] - theta_t[i]
-                _emit(y, u, theta_t, n, firing, most, width, draws[at : at + n])
                 _store(u_out, at, u, n)
-                _store(y_out, at, y, n)
+                if known:
+                    _load(y, y_out, at, n)
+                else:
+                    _emit(y, u, theta_t, n, firing, most, width, draws[at : at + n])
+                    _store(y_out, at, y, n)
                 _count(s, y, n, firing)
                 _reset(v, p, theta_t, s, n, NONE if delayed else reset)
                 if delayed:

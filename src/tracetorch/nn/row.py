@@ -273,7 +273,7 @@ class Row:
             table[self.cpu.STEP_HEAD + self.cpu.STEP_GIVEN], table[self.y_at] = x.data_ptr(), y.data_ptr()
             binding.step.run()
             return not table[1]
-        finite = self.cpu.taken(x, buffers.places[0].x)
+        finite: bool = self.cpu.taken(x, buffers.places[0].x)
         last = len(self.links) - 1
         for i, (link, place, scan) in enumerate(zip(self.links, buffers.places, binding.scans, strict=True)):
             torch.mm(place.window, link.transposed, out=place.currents)
