@@ -208,8 +208,9 @@ class StepwiseOTTT(Contestant):
 class Floor(Contestant):
     """The dense float32 products alone, over the rows of a window: no neuron, no loss, nothing between them."""
 
-    def __init__(self, layers: Sequence[Weights]) -> None:
+    def __init__(self, layers: Sequence[Weights], window: int = WINDOW) -> None:
         self.net = nn.ModuleList(layer.linear() for layer in layers)
+        self.window = window
         self.rows: dict[int, tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
 
     def _room(self, rows: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -224,8 +225,8 @@ class Floor(Contestant):
     def run(self, source: Source, steps: int, target: Tensor) -> Tensor:
         """Forward, the weights' gradients, and the inputs' gradients of all layers but the first."""
         grads = [torch.empty_like(layer.weight) for layer in self.net]
-        for start in range(0, steps, WINDOW):
-            x = source.window(min(WINDOW, steps - start)).flatten(0, 1)
+        for start in range(0, steps, self.window):
+            x = source.window(min(self.window, steps - start)).flatten(0, 1)
             spikes, signals, results = self._room(len(x))
             inputs = [x, *spikes]
             for layer, s, out in zip(self.net, inputs, results, strict=True):

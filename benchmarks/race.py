@@ -22,7 +22,6 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ import torch
 import tracetorch as tt
 from _peers import ACTIVITY, CONTESTANTS, Contestant, Drawn, Held, ours, weights
 from _record import load, save
+from _timing import cell, decorate, in_a_row, spread, table
 
 ROOT = Path(__file__).parents[1]
 T, CLASSES = 64, 10
@@ -55,8 +55,6 @@ MEMORY = {  # up to which of these lengths; BPTT one further with --long
 }
 
 
-SHORT, MOST_IN_A_ROW = 0.1, 10  # seconds of a sequence, and how many of them are run in a row
-
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
@@ -70,31 +68,16 @@ def data(sizes: tuple[int, ...], lanes: int) -> tuple[torch.Tensor, torch.Tensor
 def seconds(
     contestant: Contestant, x: torch.Tensor, target: torch.Tensor, optimizer: torch.optim.Optimizer | None
 ) -> float:
-    """How long one sequence takes: gradients zeroed, forward, loss, backward, with an optimizer its step.
+    """How long one sequence takes: gradients zeroed, forward, loss, backward, with an optimizer its step."""
 
-    As in training, one after another: short ones are run several times in a row, and the first of them, for which the
-    caches are still those of the contestant before, does not count.
-    """
-
-    def sequence() -> float:
-        start = time.perf_counter()
+    def sequence() -> None:
         for p in contestant.parameters:
             p.grad = None
         contestant.run(Held(x), len(x), target)
         if optimizer is not None:
             optimizer.step()
-        return time.perf_counter() - start
 
-    first = sequence()
-    if first > SHORT:
-        return first
-    return median(sequence() for _ in range(max(1, min(MOST_IN_A_ROW, round(SHORT / first)))))
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = quantiles(values, n=4, method="inclusive")
-    return {"low": low, "median": middle, "high": high}
+    return in_a_row(sequence)
 
 
 def race(sizes: tuple[int, ...], lanes: int, names: list[str], budget: float, optimize: bool) -> dict[str, Any]:
@@ -292,17 +275,6 @@ DIFFERENCES = {
 }
 
 
-def cell(value: float) -> str:
-    """Three digits that count."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def where(figures: dict[str, Any]) -> str:
     """The machine and the versions, in a sentence."""
     m = figures["machine"]
@@ -430,18 +402,6 @@ def plots(figures: dict[str, Any], folder: Path) -> None:
     decorate(ax, "T (steps)", "peak memory added (MiB)")
     ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     chart.savefig(folder / CHART[1], metadata={"Date": None})
-
-
-def decorate(ax: Any, xlabel: str, ylabel: str) -> None:
-    """Logarithmic both ways, a quiet frame."""
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis="y", alpha=0.25)
-    ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
 
 
 def main() -> None:
