@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 # Not with --quiet, which would silence --strict too; the variable silences the theme's notice about its successor.
 DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-.PHONY: help demo test check docs bench
+.PHONY: help demo test check docs bench growth
 
 help:
 	@echo "make .venv   a virtual environment in .venv with torch, the library and its tools (the others make it too)"
@@ -25,6 +25,7 @@ help:
 	@echo "make test    all tests"
 	@echo "make docs    the documentation as a site: out/site/index.html"
 	@echo "make bench   race against other libraries (ten minutes): docs/race.md, its plots, README's table"
+	@echo "make growth  what a step costs against width, batch, window and more (ten minutes): docs/growth.md, its plot"
 	@echo "make check   style, types, the direction of imports, the documentation"
 
 .PHONY: .venv
@@ -56,6 +57,10 @@ $(PEERS_READY): pyproject.toml
 bench: $(READY) $(PEERS_READY)
 	$(PEERS)/bin/python benchmarks/race.py $(BENCH)
 	$(BIN)/python benchmarks/race.py --page
+
+growth: $(READY)
+	$(BIN)/python benchmarks/growth.py $(GROWTH)
+	$(BIN)/python benchmarks/growth.py --page
 
 check: $(READY)
 	$(BIN)/ruff check

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import conv_mnist
 import tracetorch as tt
-from _peers import ACTIVITY, BETA, Contestant, Floor, Source, StepwiseOTTT, Weights, ours, weights
+from _peers import ACTIVITY, Contestant, Floor, Source, StepwiseOTTT, Weights, ours, weights
 from _record import load, machine, save
 from _timing import cell, decorate, in_a_row, spread, table
 
@@ -291,6 +291,7 @@ def measure(rows: dict[str, Row], budget: float) -> dict[str, Any]:
         if isinstance(learner, Learner):
             found[name]["rates"] = firing(row.make().net, x)
             found[name]["tape_bytes"] = learner.net.tape_bytes(row.lanes, row.window)
+            found[name]["state_bytes"] = learner.net.state_bytes(row.lanes)
         for kind, contestant in (("us", learner), ("floor", floor)):
             runs[name, kind] = partial(contestant.run, Endless(x), row.steps, target)
     times: dict[tuple[str, str], list[float]] = {run: [] for run in runs}
@@ -326,6 +327,353 @@ def report(title: str, found: dict[str, Any]) -> None:
         print(f", {row['times']['median']:6.2f} of {row['beside']}" if row["beside"] else "", flush=True)
 
 
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+PAGE = """# How the cost of a step grows
+
+Made by `make growth`. What one variable at a time does to the cost of a step, around one net in the middle: {middle},
+LIF neurons with beta 0.9 and a leaky readout, {lanes} lanes, windows of K = {window} steps, `InputTrace`;
+{activity:.0f} % of the inputs spike, and the hidden neurons, by their weights, in some 10 % of the steps ("fire").
+
+Timed: forward, `tt.loss.cross_entropy`, backward, gradients zeroed, window after window in one stream. Beside each row,
+in the same rounds, its *products*: the dense float32 matrix products alone over the rows of a window, forward, for the
+gradients of all weights, and for the inputs of all layers but the first; with recurrent weights one more for each step
+in both directions, with convolutions torch's convolutions and their gradients. "Times products" says where the cost is
+not theirs.
+
+Rows of a table take turns, in a new order every round, for at least {fewest} rounds; a run of less than 0.1 s comes up
+to ten times in a row, and the first of them does not count. Medians, and quartiles in brackets, in microseconds per
+step of all lanes. The sentences below a table are made from its figures, each of them where the figures bear it out.
+
+{machine}
+
+![Cost per step against width, batch, window and depth]({chart})
+
+{sections}
+"""
+
+TITLES = {
+    "width": ("Width", "m in 784-m-m-10", "m"),
+    "batch": ("Batch", "Lanes that run side by side", "lanes"),
+    "depth": ("Depth", "Hidden layers of 128", "layers"),
+    "T": ("Length of a stream", "Steps since a reset, which is timed with them, in whole windows", "T"),
+    "window": ("Window", "K, the steps of a window", "K"),
+    "horizon": ("Horizon", f"H steps at K = {K}", "H"),
+    "rule": ("Rule", f"`Eligibility` with G = {MANY}", "rule"),
+    "neuron": ("Neuron", "Of the hidden layers", "neuron"),
+    "net": (
+        "Nets, and `Eligibility` beside `InputTrace`",
+        f"A net of the size used for the Heidelberg digits, and [that of MNIST with convolutions](conv-mnist.md); "
+        f"`Eligibility` with G = {MANY}; {LANES} lanes and K = {K} where nothing else is said",
+        "net",
+    ),
+    "step": (
+        "Single steps of one lane",
+        f"{'-'.join(map(str, MIDDLE))}, a backward at each step; gradients add up over {STEPS} steps, as they do by "
+        f"hand, where nothing else is said",
+        "",
+    ),
+}
+
+
+class Found:
+    """The medians of a table, by the names of its rows."""
+
+    def __init__(self, rows: dict[str, Any]) -> None:
+        self.rows = rows
+
+    def us(self, name: str) -> float:
+        """Of a step."""
+        return float(self.rows[name]["us"]["median"])
+
+    def products(self, name: str) -> float:
+        """Of the floor."""
+        return float(self.rows[name]["floor"]["median"])
+
+    def rest(self, name: str) -> float:
+        """What a step takes besides them."""
+        return self.us(name) - self.products(name)
+
+    def lane(self, name: str) -> float:
+        """Of a step and a lane."""
+        return self.us(name) / int(self.rows[name]["lanes"])
+
+    def ratio(self, name: str) -> float:
+        """To the products."""
+        return float(self.rows[name]["ratio"]["median"])
+
+    def times(self, name: str) -> float:
+        """To the row that it is compared with."""
+        return float(self.rows[name]["times"]["median"])
+
+    def mib(self, name: str, kind: str = "tape") -> str:
+        """The record of a window, or the state that is kept between windows."""
+        return f"{cell(self.rows[name][f'{kind}_bytes'] / 2**20)} MiB"
+
+
+def on_width(found: Found, _: dict[str, Found]) -> list[str]:
+    small, large = "256", "2048"
+
+    def power(cost: Callable[[str], float]) -> float:
+        return math.log(cost(large) / cost(small)) / math.log(int(large) / int(small))
+
+    says = [
+        f"From 256 to 2,048 the products grow with the power {power(found.products):.1f} of the width, and what a step "
+        f"takes besides them with the power {power(found.rest):.1f}."
+    ]
+    if power(found.rest) < 1.3 and found.ratio(large) < 1.3:
+        says.append("The neurons' part is in proportion to their number: wide nets cost little more than products.")
+    if found.rest("128") < 1.5 * found.rest("64"):
+        says.append(
+            f"Narrow nets have a part that the width does not change, the pass over the 784 inputs and the calls: "
+            f"besides the products {cell(found.rest('64'))} µs at 64, {cell(found.rest('128'))} µs at 128."
+        )
+    return says
+
+
+def on_batch(found: Found, tables: dict[str, Found]) -> list[str]:
+    says = []
+    fixed = (4 * found.rest("1") - found.rest("4")) / 3
+    if fixed > 0.5 * found.rest("4"):
+        says.append(
+            f"With few lanes it is calls of Python and torch that cost: besides the products one lane takes "
+            f"{cell(found.rest('1'))} µs a step, four {cell(found.rest('4'))} µs, so that some {cell(fixed)} µs, or "
+            f"{cell(K * fixed)} µs a window, do not depend on the batch. That is {100 * fixed / found.us('1'):.0f} % "
+            f"of the cost of one lane, and {100 * fixed / found.us('64'):.0f} % of that of 64."
+        )
+    least = min(found.rows, key=found.lane)
+    last = list(found.rows)[-1]
+    if found.lane(last) > 1.1 * found.lane(least):
+        products = (found.products(last) / int(last)) / (found.products(least) / int(least))
+        says.append(
+            f"A lane costs least among {least}; among {int(last):,} it costs "
+            f"{found.lane(last) / found.lane(least):.2f} times as much, and its products alone {products:.2f} times: the "
+            f"record of a window is {found.mib(last)} there instead of {found.mib(least)}, more than near caches hold."
+        )
+        if "window" in tables and abs(tables["window"].lane("256") / found.lane("256") - 1) < 0.15:
+            says.append(
+                f"It is the rows of a window that count, K times the batch: with K = 256 and 32 lanes a step of a lane "
+                f"takes {tables['window'].lane('256'):.2f} µs, with K = 32 and 256 lanes {found.lane('256'):.2f} µs."
+            )
+    return says
+
+
+def on_depth(found: Found, _: dict[str, Found]) -> list[str]:
+    early, late = (found.us("4") - found.us("1")) / 3, (found.us("8") - found.us("5")) / 3
+    products = (found.products("8") - found.products("1")) / 7
+    says = [
+        f"From 1 to 4 layers each one adds {cell(early)} µs, from 5 to 8 {cell(late)} µs; {cell(products)} µs of that "
+        f"are its products."
+    ]
+    if 0.75 < late / early < 1.33:
+        says.append("So the cost is in proportion to the depth.")
+    return says
+
+
+def on_length(found: Found, _: dict[str, Found]) -> list[str]:
+    says = []
+    single = ", single steps of one lane"
+    grows = [found.us(f"9984{tail}") / found.us(f"992{tail}") for tail in ("", single)]
+    says.append(
+        f"A step in 9,984 costs {grows[0]:.2f} times what one in 992 does, and in single steps {grows[1]:.2f} times"
+        + (": it stays the same, however long the stream." if max(abs(g - 1) for g in grows) < 0.1 else ".")
+    )
+    reset = [steps * (found.us(f"{steps}{tail}") - found.us(f"992{tail}")) for steps, tail in ((32, ""), (32, single))]
+    if max(abs(r) / (32 * found.us(f"992{t}")) for r, t in zip(reset, ("", single), strict=True)) < 0.1:
+        says.append("A reset every 32 steps does not change it by a tenth.")
+    else:
+        says.append(f"A reset every 32 steps adds {cell(reset[0])} µs each, in single steps {cell(reset[1])} µs.")
+    return says
+
+
+def on_window(found: Found, _: dict[str, Found]) -> list[str]:
+    least = min(found.rows, key=found.us)
+    says = [f"A step costs least in windows of {least}."]
+    calls, products = found.rest("1") / found.rest(least), found.products("1") / found.products(least)
+    if found.us("1") > 1.5 * found.us(least):
+        says.append(
+            f"In windows of one it costs {found.us('1') / found.us(least):.1f} times as much: the products "
+            f"{products:.1f} times, since they read all weights and write all gradients for {LANES} rows, and the rest "
+            f"{calls:.1f} times, since calls are paid once a window."
+        )
+    if found.us("256") > 1.1 * found.us(least):
+        says.append(
+            f"In windows of 256 it costs {found.us('256') / found.us(least):.2f} times as much, with a record of "
+            f"{found.mib('256')} instead of {found.mib(least)}, more than near caches hold."
+        )
+    return says
+
+
+def on_horizon(found: Found, _: dict[str, Found]) -> list[str]:
+    slopes = [(found.us(b) - found.us(a)) / (int(b) - int(a)) for a, b in (("64", "128"), ("128", "256"))]
+    says = [
+        f"Each {K} steps more of horizon add {cell(K * slopes[0])} µs from 64 to 128 and {cell(K * slopes[1])} µs from "
+        f"there to 256, of the {cell(found.us('none'))} µs without."
+    ]
+    if 0.75 < slopes[1] / slopes[0] < 1.33:
+        says.append(
+            "The cost is in proportion to it: after every window the reverse pass runs over the whole horizon again."
+        )
+    return says
+
+
+def on_rule(found: Found, _: dict[str, Found]) -> list[str]:
+    others = [name for name in found.rows if name != "InputTrace"]
+    near = [f"`{name}`" for name in others if found.times(name) < 1.25]
+    says = [f"Within a quarter of `InputTrace`: {', '.join(near) or 'none'}."]
+    if found.times("Eligibility") > 2:
+        says.append(
+            f"`Eligibility` keeps {found.mib('Eligibility', 'state')} in {LANES} lanes, where `InputTrace` keeps "
+            f"{found.mib('InputTrace', 'state')}: matrices that every window reads and writes."
+        )
+    return says
+
+
+def on_neuron(found: Found, _: dict[str, Found]) -> list[str]:
+    others = [name for name in found.rows if name != "one beta"]
+    says = []
+    if min(map(found.times, others)) > 1.2:
+        says.append(
+            f"One constant beta for all neurons has a few fused calls of its own; whatever else goes [the general "
+            f"way](notes/kernels.md), at {min(map(found.times, others)):.1f} times the cost or more."
+        )
+    if found.products("recurrent weights") > 1.2 * found.products("one beta"):
+        says.append(
+            f"Recurrent weights run step by step, and their products, of {LANES} rows each, take "
+            f"{cell(found.products('recurrent weights') - found.products('one beta'))} µs of it."
+        )
+    return says
+
+
+def on_net(found: Found, _: dict[str, Found]) -> list[str]:
+    pairs = {name: name.rsplit(", ", 1)[0] for name, row in found.rows.items() if row["beside"]}
+    compact = [
+        [
+            short,
+            interval(found.rows[name]["times"]),
+            found.mib(f"{short}, InputTrace", "state"),
+            found.mib(name, "state"),
+        ]
+        for name, short in pairs.items()
+    ]
+    header = ["", "`Eligibility`, times `InputTrace`", "state, `InputTrace`", "state, `Eligibility`"]
+    says = [f"\n\n{table(header, compact)}\n\n"]
+    if found.times("784-128-128-10, K = 1, Eligibility") > 2 * found.times("784-128-128-10, Eligibility"):
+        says.append(
+            "The matrices are gone through once a window, whatever K is: in windows of one step that is at every step."
+        )
+    convolution = next(name for name in pairs if name.startswith("conv"))
+    if found.times(convolution) > 2 * found.times("784-128-128-10, Eligibility"):
+        says.append("A convolution's matrices are as many as its positions times its weights.")
+    return says
+
+
+def on_step(found: Found, tables: dict[str, Found]) -> list[str]:
+    says = [f"A single step takes {found.times(SINGLE):.2f} times what OTTT by hand does."]
+    zeroed = "single steps, gradients zeroed at each"
+    if found.us(zeroed) < 0.95 * found.us(SINGLE):
+        says.append(
+            f"With gradients zeroed at each step, as an optimizer's step at each would have it, "
+            f"{found.times(zeroed):.2f} times: the new gradient then needs not be added to an old one."
+        )
+    if "batch" in tables and tables["batch"].us("1") < 0.5 * found.us(SINGLE):
+        says.append(f"In windows of {K} a step of one lane takes {cell(tables['batch'].us('1'))} µs.")
+    return says
+
+
+SAYS: dict[str, Callable[[Found, dict[str, Found]], list[str]]] = {
+    "width": on_width,
+    "batch": on_batch,
+    "depth": on_depth,
+    "T": on_length,
+    "window": on_window,
+    "horizon": on_horizon,
+    "rule": on_rule,
+    "neuron": on_neuron,
+    "net": on_net,
+    "step": on_step,
+}
+
+
+def interval(found: dict[str, float]) -> str:
+    """Median and quartiles."""
+    return f"{cell(found['median'])} ({cell(found['low'])} to {cell(found['high'])})"
+
+
+def fire(row: dict[str, Any]) -> str:
+    """From the layer that fires least to the one that fires most, in per cent."""
+    if "rates" not in row:
+        return ""
+    least, most = (f"{100 * rate:.0f}" for rate in (min(row["rates"]), max(row["rates"])))
+    return f"{least} %" if least == most else f"{least} to {most} %"
+
+
+def rows_of(name: str, rows: dict[str, Any]) -> str:
+    """The table."""
+    compared = any(row["beside"] for row in rows.values()) and name != "net"
+    header = [TITLES[name][2], "µs per step", "per step and lane", "products alone", "times products", "fire"]
+    if compared:
+        header.append(f'times "{next(row["beside"] for row in rows.values() if row["beside"])}"')
+    lines = []
+    for label, row in rows.items():
+        number = f"{int(label):,}" if label.isdigit() else label
+        line = [number, interval(row["us"]), cell(row["us"]["median"] / row["lanes"]), cell(row["floor"]["median"])]
+        line += [interval(row["ratio"]), fire(row)]
+        if compared:
+            line.append(interval(row["times"]) if row["beside"] else "")
+        lines.append(line)
+    return table(header, lines)
+
+
+def page(figures: dict[str, Any]) -> str:
+    """The text of docs/growth.md."""
+    tables = {name: Found(found["rows"]) for name, found in figures["tables"].items()}
+    sections = []
+    for name, found in tables.items():
+        title, what, _ = TITLES[name]
+        rounds = figures["tables"][name]["rounds"]
+        says = " ".join(SAYS[name](found, tables)).strip()
+        sections.append(f"## {title}\n\n{what}; {rounds} rounds.\n\n{rows_of(name, found.rows)}\n\n{says}".strip())
+    m = figures["machine"]
+    threads = "one thread" if m["threads"] == 1 else f"{m['threads']} threads"
+    return PAGE.format(
+        middle="-".join(map(str, MIDDLE)),
+        lanes=LANES,
+        window=K,
+        activity=100 * ACTIVITY,
+        fewest=FEWEST,
+        machine=f"{m['processor']}, {threads}; torch {m['torch']}, numba {figures['versions']['numba']}, "
+        f"Python {m['python']}.",
+        chart=CHART,
+        sections="\n\n".join(sections),
+    )
+
+
+def plot(figures: dict[str, Any], path: Path) -> None:
+    """Cost against four of the variables, as SVG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from tracetorch.plot import COLORS, INK
+
+    matplotlib.rcParams["svg.hashsalt"] = "growth"  # the same figures give the same file
+    chart = Figure(figsize=(9.5, 6), dpi=120, layout="constrained")
+    names = [name for name in ("width", "batch", "window", "depth") if name in figures["tables"]]
+    for ax, name in zip(chart.subplots(2, 2).flat, names, strict=False):
+        rows = figures["tables"][name]["rows"]
+        at = [int(label) for label in rows]
+        lines = (("us", "a step", COLORS[0], "-"), ("floor", "matrix products alone", INK, "--"))
+        for kind, label, color, style in lines:
+            low, middle, high = ([row[kind][q] for row in rows.values()] for q in ("low", "median", "high"))
+            ax.plot(at, middle, color=color, label=label, linestyle=style, marker="o", markersize=3, linewidth=1.4)
+            ax.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
+        decorate(ax, TITLES[name][0].lower() if name != "window" else "window, K", "µs per step")
+        ax.set_xticks(at)
+        ax.minorticks_off()
+    chart.axes[0].legend(frameon=False, fontsize="small", loc="upper left")
+    chart.savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
     """Measure and save, or write the page."""
     tables = variables()
@@ -337,6 +685,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     figures = load("growth")
+    if arguments.page:
+        (DOCS / "growth.md").write_text(page(figures))
+        plot(figures, DOCS / CHART)
+        return
     wanted = arguments.only.split(",") if arguments.only else list(tables)
     if set(wanted) - set(tables):
         parser.error(f"expected --only to name some of {','.join(tables)}, got {arguments.only}.")

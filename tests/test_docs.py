@@ -76,6 +76,7 @@ def test_the_readmes_table_is_the_benchmarks(monkeypatch: pytest.MonkeyPatch) ->
         ("delayed_cue", "delayed-cue"),
         ("evidence", "evidence"),
         ("race", "race"),
+        ("growth", "growth"),
     ],
 )
 def test_pages_are_what_the_benchmarks_measured(script: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
