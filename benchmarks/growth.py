@@ -436,8 +436,8 @@ def on_batch(found: Found, tables: dict[str, Found]) -> list[str]:
     fixed = (4 * found.rest("1") - found.rest("4")) / 3
     if fixed > 0.5 * found.rest("4"):
         says.append(
-            f"With few lanes it is calls of Python and torch that cost: besides the products one lane takes "
-            f"{cell(found.rest('1'))} µs a step, four {cell(found.rest('4'))} µs, so that some {cell(fixed)} µs, or "
+            f"With few lanes it is calls of Python and torch that cost, and gradients as large as the weights: besides "
+            f"the products one lane takes {cell(found.rest('1'))} µs a step, four {cell(found.rest('4'))} µs, so that some {cell(fixed)} µs, or "
             f"{cell(K * fixed)} µs a window, do not depend on the batch. That is {100 * fixed / found.us('1'):.0f} % "
             f"of the cost of one lane, and {100 * fixed / found.us('64'):.0f} % of that of 64."
         )
@@ -447,8 +447,9 @@ def on_batch(found: Found, tables: dict[str, Found]) -> list[str]:
         products = (found.products(last) / int(last)) / (found.products(least) / int(least))
         says.append(
             f"A lane costs least among {least}; among {int(last):,} it costs "
-            f"{found.lane(last) / found.lane(least):.2f} times as much, and its products alone {products:.2f} times: the "
-            f"record of a window is {found.mib(last)} there instead of {found.mib(least)}, more than near caches hold."
+            f"{found.lane(last) / found.lane(least):.2f} times as much, and its products alone {products:.2f} times: "
+            f"the record of a window is {found.mib(last)} there instead of {found.mib(least)}, more than near caches "
+            f"hold."
         )
         if "window" in tables and abs(tables["window"].lane("256") / found.lane("256") - 1) < 0.15:
             says.append(
@@ -546,24 +547,13 @@ def on_neuron(found: Found, _: dict[str, Found]) -> list[str]:
 
 
 def on_net(found: Found, _: dict[str, Found]) -> list[str]:
-    pairs = {name: name.rsplit(", ", 1)[0] for name, row in found.rows.items() if row["beside"]}
-    compact = [
-        [
-            short,
-            interval(found.rows[name]["times"]),
-            found.mib(f"{short}, InputTrace", "state"),
-            found.mib(name, "state"),
-        ]
-        for name, short in pairs.items()
-    ]
-    header = ["", "`Eligibility`, times `InputTrace`", "state, `InputTrace`", "state, `Eligibility`"]
-    says = [f"\n\n{table(header, compact)}\n\n"]
-    if found.times("784-128-128-10, K = 1, Eligibility") > 2 * found.times("784-128-128-10, Eligibility"):
+    says = []
+    dense_times = found.times("784-128-128-10, Eligibility")
+    if found.times("784-128-128-10, K = 1, Eligibility") > 2 * dense_times:
         says.append(
             "The matrices are gone through once a window, whatever K is: in windows of one step that is at every step."
         )
-    convolution = next(name for name in pairs if name.startswith("conv"))
-    if found.times(convolution) > 2 * found.times("784-128-128-10, Eligibility"):
+    if found.times(f"convolutions, K = {conv_mnist.STEPS}, Eligibility") > 2 * dense_times:
         says.append("A convolution's matrices are as many as its positions times its weights.")
     return says
 
@@ -616,12 +606,24 @@ def rows_of(name: str, rows: dict[str, Any]) -> str:
         header.append(f'times "{next(row["beside"] for row in rows.values() if row["beside"])}"')
     lines = []
     for label, row in rows.items():
-        number = f"{int(label):,}" if label.isdigit() else label
+        head, *tail = label.split(", ", 1)
+        number = ", ".join([f"{int(head):,}", *tail]) if head.isdigit() else label
         line = [number, interval(row["us"]), cell(row["us"]["median"] / row["lanes"]), cell(row["floor"]["median"])]
         line += [interval(row["ratio"]), fire(row)]
         if compared:
             line.append(interval(row["times"]) if row["beside"] else "")
         lines.append(line)
+    return table(header, lines)
+
+
+def pairs(found: Found) -> str:
+    """`Eligibility` as a multiple of `InputTrace`, a row per net."""
+    header = ["", "`Eligibility`, times `InputTrace`", "state, `InputTrace`", "state, `Eligibility`"]
+    lines = []
+    for name, row in found.rows.items():
+        if other := row["beside"]:
+            line = [interval(row["times"]), found.mib(other, "state"), found.mib(name, "state")]
+            lines.append([name.removesuffix(", Eligibility"), *line])
     return table(header, lines)
 
 
@@ -632,8 +634,9 @@ def page(figures: dict[str, Any]) -> str:
     for name, found in tables.items():
         title, what, _ = TITLES[name]
         rounds = figures["tables"][name]["rounds"]
-        says = " ".join(SAYS[name](found, tables)).strip()
-        sections.append(f"## {title}\n\n{what}; {rounds} rounds.\n\n{rows_of(name, found.rows)}\n\n{says}".strip())
+        parts = [f"## {title}", f"{what}; {rounds} rounds.", rows_of(name, found.rows)]
+        parts += [pairs(found)] if name == "net" else []
+        sections.append("\n\n".join([*parts, " ".join(SAYS[name](found, tables))]))
     m = figures["machine"]
     threads = "one thread" if m["threads"] == 1 else f"{m['threads']} threads"
     return PAGE.format(
