@@ -321,10 +321,9 @@ def report(title: str, found: dict[str, Any]) -> None:
     """Say on the terminal what was found."""
     print(f"{title}: {found['rounds']} rounds")
     for name, row in found["rows"].items():
-        print(
-            f"  {name:48} {row['us']['median']:10.1f} us a step, {row['ratio']['median']:6.2f} of the products", end=""
-        )
-        print(f", {row['times']['median']:6.2f} of {row['beside']}" if row["beside"] else "", flush=True)
+        beside = f", {row['times']['median']:6.2f} of {row['beside']}" if row["beside"] else ""
+        us, ratio = row["us"]["median"], row["ratio"]["median"]
+        print(f"  {name:48} {us:10.1f} us a step, {ratio:6.2f} of the products{beside}", flush=True)
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -437,9 +436,10 @@ def on_batch(found: Found, tables: dict[str, Found]) -> list[str]:
     if fixed > 0.5 * found.rest("4"):
         says.append(
             f"With few lanes it is calls of Python and torch that cost, and gradients as large as the weights: besides "
-            f"the products one lane takes {cell(found.rest('1'))} µs a step, four {cell(found.rest('4'))} µs, so that some {cell(fixed)} µs, or "
-            f"{cell(K * fixed)} µs a window, do not depend on the batch. That is {100 * fixed / found.us('1'):.0f} % "
-            f"of the cost of one lane, and {100 * fixed / found.us('64'):.0f} % of that of 64."
+            f"the products one lane takes {cell(found.rest('1'))} µs a step, four {cell(found.rest('4'))} µs, so that "
+            f"some {cell(fixed)} µs, or {cell(K * fixed)} µs a window, do not depend on the batch. That is "
+            f"{100 * fixed / found.us('1'):.0f} % of the cost of one lane, and {100 * fixed / found.us('64'):.0f} % of "
+            f"that of 64."
         )
     least = min(found.rows, key=found.lane)
     last = list(found.rows)[-1]
@@ -506,15 +506,19 @@ def on_window(found: Found, _: dict[str, Found]) -> list[str]:
 
 
 def on_horizon(found: Found, _: dict[str, Found]) -> list[str]:
-    slopes = [(found.us(b) - found.us(a)) / (int(b) - int(a)) for a, b in (("64", "128"), ("128", "256"))]
-    says = [
-        f"Each {K} steps more of horizon add {cell(K * slopes[0])} µs from 64 to 128 and {cell(K * slopes[1])} µs from "
-        f"there to 256, of the {cell(found.us('none'))} µs without."
-    ]
-    if 0.75 < slopes[1] / slopes[0] < 1.33:
+    says = []
+    if found.times("32") > 1.2:
         says.append(
-            "The cost is in proportion to it: after every window the reverse pass runs over the whole horizon again."
+            f"A horizon of one window keeps a record of {found.mib('32')}, as none does, and costs "
+            f"{found.times('32'):.1f} times as much: with a horizon a layer goes [the general way](notes/kernels.md)."
         )
+    further = ("64", "128", "256")
+    grown = ", ".join(f"{found.us(horizon) / found.us('32'):.1f}" for horizon in further)
+    expected = ", ".join(f"{(int(horizon) + K) / (2 * K):.1f}" for horizon in further)
+    says.append(
+        f"Those of {', '.join(further)} steps cost {grown} times what one of 32 does; the work of a window is "
+        f"(H + K) / (2 K) times as much, {expected}."
+    )
     return says
 
 
@@ -656,6 +660,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     """Cost against four of the variables, as SVG."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     from tracetorch.plot import COLORS, INK
 
@@ -672,6 +677,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
             ax.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
         decorate(ax, TITLES[name][0].lower() if name != "window" else "window, K", "µs per step")
         ax.set_xticks(at)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.minorticks_off()
     chart.axes[0].legend(frameon=False, fontsize="small", loc="upper left")
     chart.savefig(path, metadata={"Date": None})
