@@ -101,7 +101,9 @@ def test_outputs_of_several_dimensions_keep_them() -> None:
     record = torch.zeros(6, 2, 3, 4, 5)
     record[:3, :, 1] = -1
     layer.neuron = Planes()
-    layer._segments = (layer._segments[-1]._replace(tape=SimpleNamespace(record=record)),)
+    tape = SimpleNamespace(record=record)
+    tape.opened = lambda: tape
+    layer._segments = (layer._segments[-1]._replace(tape=tape),)
     rate = health.rates(layer)["LIF"]
     assert rate.shape == (3, 4, 5)
     assert rate[1].unique().item() == 0.5

@@ -76,8 +76,8 @@ def reset_left_out_of_the_membrane(patch: pytest.MonkeyPatch) -> None:
 
 
 def reset_left_out_of_the_run(patch: pytest.MonkeyPatch) -> None:
-    def run(current, start, values, form):
-        return true_scan(current, start, values, replace(form, reset="none"))
+    def run(current, start, values, form, given=None):
+        return true_scan(current, start, values, replace(form, reset="none"), given)
 
     patch.setattr(scan, "spiking", run)
 
@@ -345,7 +345,7 @@ def ring_folds_twice(patch: pytest.MonkeyPatch) -> None:
 def windows_apart(patch: pytest.MonkeyPatch) -> None:
     """The gradient of the state does not pass from a window to the one before."""
 
-    def reverse(neuron, segments, ls, wanted):
+    def reverse(neuron, segments, ls, wanted, ahead):
         return [neuron.reverse(segment.tape, signal, wanted) for segment, signal in zip(segments, ls, strict=True)]
 
     patch.setattr(base, "_reverse", reverse)
@@ -354,8 +354,8 @@ def windows_apart(patch: pytest.MonkeyPatch) -> None:
 def carry_from_the_last_window(patch: pytest.MonkeyPatch) -> None:
     """What is left over of the latest window, not of the oldest, meets the traces."""
 
-    def reverse(neuron, segments, ls, wanted):
-        runs = true_reverse(neuron, segments, ls, wanted)
+    def reverse(neuron, segments, ls, wanted, ahead):
+        runs = true_reverse(neuron, segments, ls, wanted, ahead)
         return [runs[0]._replace(leftover=runs[-1].leftover), *runs[1:]]
 
     patch.setattr(base, "_reverse", reverse)

@@ -267,7 +267,7 @@ def _latest_outputs(where: str, model: Online) -> dict[str, Tensor]:
                 f"{where}: expected a call in training mode to look at, but layer {name} keeps none (none has "
                 f"been made, a reset since, eval mode, no_learning()). Call the model first, or health.check(model, x)."
             )
-        outputs[name] = layer.neuron.output(layer._segments[-1].tape)
+        outputs[name] = layer.neuron.output(layer._segments[-1].tape.opened())
     return outputs
 
 

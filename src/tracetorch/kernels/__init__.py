@@ -11,14 +11,15 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
-from ..functional import scan, trace
+from ..functional import bits, scan, trace
 from ..functional.scan import Form, Record, Reverse, Scan, State, Values
 from ..functional.trace import Stage
 from .forms import knows
@@ -30,9 +31,11 @@ __all__ = [
     "knows",
     "li",
     "li_reverse",
+    "packed",
     "reference",
     "spiking",
     "spiking_reverse",
+    "unpacked",
 ]
 
 _wanted: ContextVar[bool] = ContextVar("tracetorch_kernels", default=True)
@@ -175,6 +178,16 @@ def advance_matrix(before: Tensor, g: Tensor, border: Tensor, taken: Tensor, pas
     inputs = (tensor.contiguous() for tensor in (before, g, border, taken, past, decay))
     new: Tensor = kernels.advance_matrix(*inputs)
     return new
+
+
+def packed(x: Tensor) -> Tensor | None:
+    """See `functional.bits.packed`."""
+    return bits.packed(x)
+
+
+def unpacked(words: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """See `functional.bits.unpacked`."""
+    return bits.unpacked(words, shape, dtype)
 
 
 def _spread(drive: Tensor, traces: Tensor) -> Tensor:

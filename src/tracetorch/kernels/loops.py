@@ -393,7 +393,7 @@ def spiking_reverse(real: Any) -> Any:
         recorded, has_cur, adapts = a[17] != 0, a[21] != 0, a[19] != 0
         wants_beta, wants_alpha, wants_theta, wants_kappa = a[34] != 0, a[35] != 0, a[36] != 0, a[37] != 0
         wants_c = wants_theta or wants_kappa or adapts
-        plain = firing <= STRICT and reset == SUBTRACT and not (adapts or delayed or attached or recorded)
+        plain = firing <= STRICT and reset == SUBTRACT and not (adapts or delayed or attached)
         plain = plain and ls_kind <= 1 and a[26] == 0 and not wants_beta
         plainest = plain and ls_kind == 1 and gain == real(1) and not (has_cur or leaks or wants_theta or wants_alpha)
         block = np.zeros((27, BLOCK), real)
@@ -448,7 +448,9 @@ def spiking_reverse(real: Any) -> Any:
                 if plain:
                     w = us[at : at + n]
                     _plain_reverse_step(ls[t * ls_step + start :], ls_kind == 1, w, dv, g, e, beta, psi, n, kind, width)
-                    if wants_theta:
+                    if wants_theta and recorded:
+                        _load(s, ys, at, n)
+                    elif wants_theta:
                         for i in range(n):
                             s[i] = real(1) if w[i] > real(0) or (firing == SPIKE and w[i] == real(0)) else real(0)
                 else:

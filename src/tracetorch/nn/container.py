@@ -110,6 +110,7 @@ class Container(Online, nn.Sequential):
         modules = OrderedDict(list(self._modules.items())[index])
         part = self._part(modules)
         part.training, part.check_finite, part.state_limit = self.training, self.check_finite, self.state_limit
+        part.compact = self.compact
         return part
 
     def _part(self, modules: OrderedDict[str, nn.Module]) -> Container:

@@ -17,6 +17,7 @@ from ..functional.scan import Scan, Values
 from ..rules import InputTrace, Rule
 from ..rules.base import Gradients, ModelDecays, Neuron, Nodes, Segment, Tape, Traces, Wanted, map_tensors, masked
 from . import synapse as synapses
+from .compact import compacted
 from .constraint import Constrained, Positive, UnitInterval
 from .online import Online, PartBackward, Proposal, Rescaling, fits, shown
 from .row import Buffers
@@ -38,6 +39,9 @@ class RunnableNeuron(Neuron, Protocol):
 
     def scan(self, values: Values, current: Tensor, start: Any) -> Scan:
         """Run a window of steps (K, B, m) from the state `start`."""
+
+    def recall(self, values: Values, current: Tensor, start: Any, y: Tensor | None) -> Any:
+        """The record of a window that was run before, where a spiking neuron emitted `y` (K, B, m)."""
 
 
 class LayerStep(NamedTuple):
@@ -486,7 +490,7 @@ class Layer(Online):
         self._check_lanes(x)
         self._take_shape(x)
         plan: LayerPlan | None = call.plans.get(id(self))
-        if call.learning and not call.horizon and plan is not None and plan.nodes.above is None:
+        if call.learning and not call.horizon and not call.compact and plan is not None and plan.nodes.above is None:
             row = self._as_row()
             if row is not None:
                 y, (new, record, tapes, buffers) = row.propose(x, call, plan)
@@ -504,7 +508,8 @@ class Layer(Online):
             assert plan is not None
             traces = self._fresh_traces(lanes, plan.nodes) if plan.fresh else state.traces
             tape = Tape(x, run.record, state.neuron, values, plan.nodes, self._constrained("decay"))
-            segments = (*staying, Segment(tape, steps, call))
+            kept = compacted(self, tape, run.y) if call.compact else tape
+            segments = (*staying, Segment(kept, steps, call))
         step = LayerStep(LayerState(run.state, traces), run.record, segments, plan)
         return _spread(run.y, 2, self._known_shapes()[1]), [Proposal(self, step)]
 
@@ -641,7 +646,7 @@ class Layer(Online):
         traces = self._state.traces
         with full_precision(self.weight):
             for segment in segments:
-                traces = segment.forget(self.rule.advance(self, traces, segment.tape))
+                traces = segment.forget(self.rule.advance(self, traces, segment.tape.opened()))
         return self._state._replace(traces=traces)
 
     def _forget(self) -> None:
@@ -652,9 +657,7 @@ class Layer(Online):
         self._forget()
 
     def _tape_tensors(self) -> list[Tensor]:
-        tapes: list[Tape] = [segment.tape for segment in self._segments]
-        kept = [tensor for tape in tapes for tensor in (tape.x, *tape.record, *tape.start)]
-        return [tensor for tensor in kept if tensor is not None]
+        return [tensor for segment in self._segments for tensor in segment.tape.tensors()]
 
     def _reset_lanes(self, mask: Tensor) -> None:
         if self._state is None:

@@ -42,6 +42,10 @@ class MembraneNeuron:
         mem = kernels.li(current, start.mem, values["beta"])
         return Scan(self.emit(mem, values), MembraneRecord(mem), State(mem[-1].clone()))
 
+    def recall(self, values: Values, current: Tensor, start: State, y: Tensor | None) -> Any:  # noqa: ARG002
+        """The record of a window that was run before; goes with `scan`."""
+        return MembraneRecord(kernels.li(current, start.mem, values["beta"]))
+
     def emit(self, mem: Tensor, values: Values) -> Tensor:
         """The output y (K, B, m) for membranes."""
         raise NotImplementedError

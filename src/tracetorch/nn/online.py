@@ -133,6 +133,12 @@ class Online(Streaming):
     state_limit: int | None = 2**30
     """Bytes, None for no limit: when a stream begins, a warning names every layer that will keep more between calls."""
 
+    compact: bool = False
+    """Whether tapes keep spikes as bits, and compute membranes again when they are needed: some thirty times fewer
+    bytes for spike input in long windows, or with a long horizon. Membranes are those of the weights as they are by
+    then. Where neurons emit other things than spikes, tapes are as they are without; where input is not all spikes, it
+    is kept as it is. Of nested models the outermost one's counts."""
+
     _row: Row | None = None  # what runs it, where it is a stack of usual layers
     _horizon: int | None = None
     _fits: tuple[Plans, int, int | None] | None = None  # what was last seen to keep no more than the limit
@@ -184,7 +190,7 @@ class Online(Streaming):
         return self._call(x, window=True)
 
     def _call(self, x: Tensor, window: bool) -> Tensor:
-        if self._horizon is None and isinstance(x, Tensor) and self._learns_now():
+        if self._horizon is None and not self.compact and isinstance(x, Tensor) and self._learns_now():
             row = self._as_row()
             y = None if row is None else row.call(self, x, window)
             if y is not None:
@@ -205,7 +211,7 @@ class Online(Streaming):
     def _general_call(self, x: Tensor, window: bool) -> Tensor:
         call, folded = self._fold_input(x, window, copied=self._learns_now())
         if call.learning:
-            call.plans = self._planned()
+            call.plans, call.compact = self._planned(), self.compact
             call.as_remembered = self._remembered is not None and call.plans is self._remembered.running
             if self._horizon is not None and self._parts_agree(call.plans):
                 call.horizon = self._horizon
@@ -434,7 +440,7 @@ class Online(Streaming):
         return windows * lanes * (one + (window - 1) * (two - one))
 
     def _window_tape_bytes(self, x: Tensor) -> int:
-        self.horizon = None if self._horizon is None else len(x)  # one window, kept as with a horizon
+        self.horizon = None if self._horizon is None else len(x) + 1  # one window, kept as with a horizon
         self.reset()
         self.window(x)
         tensors = [tensor for part in self._parts() for tensor in part._tape_tensors()]

@@ -41,6 +41,11 @@ class SoftmaxNeuron(LINeuron):
         probs = torch.softmax(mem, dim=-1)
         return Scan(self._sample(probs), SoftmaxRecord(mem, probs), State(mem[-1].clone()))
 
+    def recall(self, values: Values, current: Tensor, start: State, y: Tensor | None) -> SoftmaxRecord:
+        """The record of a window that was run before."""
+        mem = super().recall(values, current, start, y).mem
+        return SoftmaxRecord(mem, torch.softmax(mem, dim=-1))
+
     def _sample(self, probs: Tensor) -> Tensor:
         """One-hot samples by inverting the cumulative distribution; one draw per lane and step, steps in turn.
 

@@ -51,6 +51,11 @@ class SpikingNeuron:
         """A window of steps."""
         return kernels.spiking(current, start, values, self.form)
 
+    def recall(self, values: Values, current: Tensor, start: State, y: Tensor | None) -> Record:
+        """The record of a window that was run before."""
+        record: Record = kernels.spiking(current, start, values, self.form, y).record
+        return record
+
     def reverse(self, tape: Tape, ls: Tensor | None, wanted: Collection[str], ahead: Any = None) -> Reverse:
         """The window backwards."""
         return kernels.spiking_reverse(ls, tape.record, tape.start, tape.values, self.form, wanted, ahead)

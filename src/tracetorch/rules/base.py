@@ -12,7 +12,7 @@ step before it). Rules that hand one down write it as `sum_g c_g q_g^k` (see `fu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -58,6 +58,14 @@ class Tape(NamedTuple):
     values: Values
     nodes: Nodes
     decay: Tensor | None = None  # () or (n,): the rule's own trace decay, where it has one
+
+    def opened(self) -> Tape:
+        """Itself; a tape that is kept in fewer bytes opens to a `Tape`."""
+        return self
+
+    def tensors(self) -> list[Tensor]:
+        """What is kept of the window."""
+        return [tensor for tensor in (self.x, *self.record, *self.start) if tensor is not None]
 
 
 class Segment(NamedTuple):
@@ -300,29 +308,58 @@ class Rule:
 
         Args:
             layer: the layer.
-            segments: the tapes of its latest windows, the oldest first.
+            segments: the tapes of its latest windows, the oldest first, which `opened` gives.
             traces: as they were at the first one's start.
             ls: (K, B, m) for each; None for 0.
             above: (B, H, m) what the layers above handed down; None where they handed nothing.
             wanted: below the layer.
         """
-        tapes: list[Tape] = [segment.tape for segment in segments]
-        own = own_parameters(layer, layer.wants)
-        runs = _reverse(layer.neuron, segments, ls, own)
-        g = _together([run.g for run in runs])
-        gradients = map_gradients(layer, _inputs(layer, tapes), g)
-        if layer.wants("bias"):
-            gradients["bias"] = g.sum((0, 1))
-        for name in own:
-            gradients[name] = sum_to_shape(_sum([run.own[name] for run in runs]), tapes[-1].values[name])
-        border = Border(runs[0].first, runs[0].leftover, above, tapes[-1].nodes)
+        latest, own = segments[-1].tape, own_parameters(layer, layer.wants)
+        gradients: Gradients = {}
+        ls_below: list[Tensor | None] = []
+        runs: list[Reverse] = []
+        for part, signals in _opened(segments, ls):
+            runs = _reverse(layer.neuron, part, signals, own, runs[0].leftover if runs else None)
+            g = _together([run.g for run in runs])
+            found = map_gradients(layer, _inputs(layer, [segment.tape for segment in part]), g)
+            if layer.wants("bias"):
+                found["bias"] = g.sum((0, 1))
+            for name in own:
+                found[name] = sum_to_shape(_sum([run.own[name] for run in runs]), latest.values[name])
+            _add(gradients, found)
+            below_part: list[Tensor | None] = [None] * len(part)
+            if wanted.signal:
+                below_part = list(torch.split(layer.transpose(g), [segment.steps for segment in part]))
+            ls_below = below_part + ls_below
+        border = Border(runs[0].first, runs[0].leftover, above, latest.nodes)
         carried, below = self.carry(layer, traces, border, wanted.adjoint)
-        for name, carried_gradient in carried.items():
-            gradients[name] += carried_gradient
-        ls_below: list[Tensor | None] = [None] * len(tapes)
-        if wanted.signal:
-            ls_below = list(torch.split(layer.transpose(g), [segment.steps for segment in segments]))
+        _add(gradients, carried)
         return Backward(gradients, ls_below, below)
+
+
+def _opened(
+    segments: Sequence[Segment], ls: Sequence[Tensor | None]
+) -> Iterator[tuple[list[Segment], Sequence[Tensor | None]]]:
+    """The segments with their tapes opened, and their signals, from the last to the first.
+
+    Those that are open anyway come together; others one by one, so that there is never more than one of them.
+    """
+    end = len(segments)
+    while end > 0:
+        begin = end - 1
+        if isinstance(segments[begin].tape, Tape):
+            while begin > 0 and isinstance(segments[begin - 1].tape, Tape):
+                begin -= 1
+        yield [segment._replace(tape=segment.tape.opened()) for segment in segments[begin:end]], ls[begin:end]
+        end = begin
+
+
+def _add(gradients: Gradients, found: Gradients) -> None:
+    for name, gradient in found.items():
+        if name in gradients:
+            gradients[name] += gradient
+        else:
+            gradients[name] = gradient
 
 
 def own_parameters(layer: LayerLike, asked: Callable[[str], bool]) -> list[str]:
@@ -331,11 +368,10 @@ def own_parameters(layer: LayerLike, asked: Callable[[str], bool]) -> list[str]:
 
 
 def _reverse(
-    neuron: Neuron, segments: Sequence[Segment], ls: Sequence[Tensor | None], wanted: list[str]
+    neuron: Neuron, segments: Sequence[Segment], ls: Sequence[Tensor | None], wanted: list[str], ahead: Any
 ) -> list[Reverse]:
     """The reverse scans of the segments, from the last to the first, each going on from the one after it."""
     runs: list[Reverse] = []
-    ahead = None
     for segment, signal in zip(reversed(segments), reversed(ls), strict=True):
         runs.append(neuron.reverse(segment.tape, signal, wanted, segment.forget(ahead)))
         ahead = runs[-1].leftover

@@ -133,7 +133,7 @@ class MeanRate(Rule):
         """The gradients of the estimate f at the average input, the latest windows included."""
         past = cast(MeanRateTraces, traces)
         for segment in segments:
-            past = segment.forget(self.advance(layer, past, segment.tape))
+            past = segment.forget(self.advance(layer, past, segment.tape.opened()))
         tape: Tape = segments[-1].tape
         signals = [signal.sum(0) for signal in ls if signal is not None]
         beta, threshold, a = tape.values["beta"], tape.values.get("threshold"), tape.decay
@@ -163,5 +163,6 @@ class MeanRate(Rule):
             gradients["decay"] = -(below * past.inputs).sum(0)
         ls_below: list[Tensor | None] = [None] * len(segments)
         if below is not None and wanted.signal:
-            ls_below[-1] = (below / len(tape.x)).expand_as(tape.x)
+            steps = segments[-1].steps
+            ls_below[-1] = (below / steps).expand(steps, *below.shape)
         return Backward(gradients, ls_below, None)
