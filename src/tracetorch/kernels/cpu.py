@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..functional.scan import Form, Record, Reverse, Scan, State, Values
 from ..functional.trace import Stage
-from . import loops, memory
+from . import bits, loops, memory
 from .forms import FIRINGS, SURROGATES, add_recurrent, draws
 
 ENTRIES_FOR_THREADS = 2**18  # steps times neurons and lanes, from which several threads are faster than one
@@ -32,6 +32,8 @@ _SURROGATES = {kind: code for code, kind in enumerate(SURROGATES)}
 _RESETS = {"subtract": loops.SUBTRACT, "zero": loops.ZERO, "none": loops.NONE}
 _TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 _OWN = ("beta", "alpha", "threshold", "kappa", "rho")  # in the order of the table
+
+_KERNELS = loops.KERNELS | bits.KERNELS
 
 DTYPES = frozenset(_TYPES)
 BLOCK = loops.BLOCK
@@ -46,7 +48,7 @@ Y_AT, LS_AT, LI_LS_AT = 11, 15, 5
 @functools.cache
 def compiled(name: str, dtype: torch.dtype) -> ctypes._FuncPointer:
     """A kernel as a function of the address of its table; compiled, or read from disk, when first asked for."""
-    kernel = loops.KERNELS[name](_TYPES[dtype])
+    kernel = _KERNELS[name](_TYPES[dtype])
     return ctypes.CFUNCTYPE(None, ctypes.c_int64)(kernel.address)
 
 
@@ -474,3 +476,74 @@ def taken(x: Tensor, copy: Tensor) -> bool:
     table = [0, x.numel(), x.data_ptr(), copy.data_ptr(), strange.buffer_info()[0]]
     run_in_parts("taken", x.dtype, table, 0, BLOCK, x.numel() // 4)
     return not strange[0]
+
+
+class Bits(NamedTuple):
+    """A window of spikes (K, B, n), each a bit; see `kernels.bits`."""
+
+    words: Tensor  # (K, ceil(B n / 64)) int64
+    lanes: int
+    n: int
+    ones: int
+
+    @property
+    def rows(self) -> int:
+        """K times B."""
+        return len(self.words) * self.lanes
+
+
+def pack(x: Tensor) -> Bits | None:
+    """A contiguous window (K, B, n) as bits; None where an entry is neither 0 nor 1."""
+    steps, lanes, n = x.shape
+    in_step = -(-lanes * n // bits.WORD)
+    words = _words(steps, in_step)
+    total, unit = words.numel(), 16 * BLOCK
+    strange, counts = array("q", [0]), array("q", bytes(8 * (total // unit + 1)))
+    table = [0, total, lanes * n, unit, x.data_ptr(), words.data_ptr()]
+    table += [strange.buffer_info()[0], counts.buffer_info()[0]]
+    run_in_parts("pack", x.dtype, table, 0, unit, x.numel() // 4)
+    return None if strange[0] else Bits(words, lanes, n, sum(counts))
+
+
+def _words(rows: int, columns: int) -> Tensor:
+    return memory.empty((rows, columns), torch.float64).view(torch.int64)
+
+
+def unpack(spikes: Bits, begin: int, end: int, out: Tensor) -> None:
+    """The rows from `begin` to `end` as numbers, into `out` (end - begin, n), contiguous; row t B + lane."""
+    table = [spikes.lanes, spikes.n, begin, end, spikes.words.data_ptr(), out.data_ptr()]
+    run("unpack", out.dtype, table)
+
+
+def fold_bits(
+    spikes: Bits, old: Tensor, new: Tensor, decay: Tensor, ones: Tensor | None = None, advanced: Tensor | None = None
+) -> None:
+    """The traces (B, n) after a window, and those of ones, (B,), from `old` and `ones` into `new` and `advanced`.
+
+    All contiguous, of one type; `decay` is one number. `old` may be `new`.
+    """
+    steps, lanes, size = len(spikes.words), spikes.lanes, spikes.lanes * spikes.n
+    tensors = (spikes.words, old, new, decay, ones, advanced)
+    table = [steps, size, lanes, 0, size, *map(address, tensors)]
+    run_in_parts("fold_bits", old.dtype, table, 3, BLOCK, steps * size // 4)
+
+
+def gather(spikes: Bits, weight: Tensor, out: Tensor) -> None:
+    """The product of the rows of spikes and W^T, (K B, m), into `out`; weight (m, n), both contiguous."""
+    m, n = weight.shape
+    blocks, padded = -(-n // bits.WORD), -(-m // bits.VECTOR) * bits.VECTOR
+    panels = memory.empty((blocks * (bits.WORD + 1) * padded,), weight.dtype)
+    table = [n, m, 0, n, weight.data_ptr(), panels.data_ptr()]
+    run_in_parts("panels", weight.dtype, table, 2, bits.WORD, weight.numel())
+    table = [spikes.lanes, n, m, 0, spikes.rows, spikes.words.data_ptr(), panels.data_ptr(), out.data_ptr()]
+    run_in_parts("gather", weight.dtype, table, 3, 1, spikes.ones * m)
+
+
+def gather_t(spikes: Bits, g: Tensor, out: Tensor, add: bool = False) -> None:
+    """The product of g^T and the rows of spikes, into `out` (m, n), or added to it; g (K B, m), both contiguous."""
+    m, n = out.shape
+    turned = _words(-(-spikes.rows // bits.WORD), n)
+    table = [spikes.rows, spikes.lanes, n, 0, n, spikes.words.data_ptr(), turned.data_ptr()]
+    run_in_parts("turn", torch.float32, table, 3, bits.WORD, spikes.rows * n // 4)
+    table = [spikes.rows, n, m, 0, n, add, turned.data_ptr(), g.data_ptr(), out.data_ptr()]
+    run_in_parts("gather_t", g.dtype, table, 3, bits.WORD, spikes.ones * m)

@@ -16,9 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import carray  # type: ignore[attr-defined]
+
+from .jit import kernel as _kernel
+from .jit import loop as _loop
+from .jit import pointer as _pointer
+from .jit import summing as _sum
 
 BLOCK = 256  # neurons; some twenty arrays of that many float32 fit the first-level cache
 
@@ -28,31 +31,6 @@ ARCTAN, FAST_SIGMOID, TRIANGLE, SIGMOID, EXPONENTIAL, LOGISTIC = range(6)
 SUBTRACT, ZERO, NONE = range(3)
 
 STEP_HEAD, STEP_TABLE = 4, 24  # integers in the tables of `step` and `step_reverse`
-
-# numba's decorators; a sum may be taken in any order
-_Decorator = Callable[[Callable[..., Any]], Any]
-_loop: _Decorator = njit(error_model="numpy")
-_sum: _Decorator = njit(error_model="numpy", fastmath={"reassoc", "contract"})
-
-
-def _kernel(function: Callable[[int], None]) -> Any:
-    """Compiled, or read from disk; compiled anew where there is no folder to keep it in, or that is damaged."""
-    try:
-        return cfunc(types.void(types.int64), cache=True, error_model="numpy")(function)
-    except Exception:  # of many kinds; one that has nothing to do with the disk comes again
-        return cfunc(types.void(types.int64), error_model="numpy")(function)
-
-
-def _as_pointer(typing: Any, address: Any) -> Any:  # noqa: ARG001
-    """An integer as a pointer."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), generate
-
-
-_pointer: Any = intrinsic(_as_pointer)
 
 
 @_loop
