@@ -28,7 +28,7 @@ WORD = 64  # bits
 VECTOR = 64  # bytes
 ROWS = 256  # of a product's output that are run through before the next block of the matrix
 INPUTS = 512  # of a gradient that are summed over all rows before the next ones
-AT_ONCE = 4  # rows of a matrix that are added at a time
+AT_ONCE = 2  # rows of a matrix that are added at a time
 
 _NUMBER = object()  # in a signature: the type of the numbers
 _Write = Callable[[Any, Any, list[Any]], Any]
@@ -286,7 +286,6 @@ def _transpose(
 
 def pack(real: Any) -> Any:
     """Numbers as bits; whether there is one that is neither 0 nor 1, and the number of ones of each part."""
-
     width = np.dtype(real).itemsize
 
     @_kernel
@@ -319,7 +318,6 @@ def pack(real: Any) -> Any:
 
 def unpack(real: Any) -> Any:
     """A range of rows as numbers."""
-
     width = np.dtype(real).itemsize
 
     @_kernel
@@ -353,7 +351,6 @@ def unpack(real: Any) -> Any:
 
 def fold_bits(real: Any) -> Any:
     """`loops.fold`, of bits."""
-
     width = np.dtype(real).itemsize
 
     @_kernel
@@ -391,7 +388,6 @@ def panels(real: Any) -> Any:
 
     The last outputs may have shorter rows; what is beyond m and n is 0.
     """
-
     size = np.dtype(real).itemsize
     side = VECTOR // size
 
@@ -417,7 +413,6 @@ def panels(real: Any) -> Any:
 
 def gather(real: Any) -> Any:
     """The product of spikes and weights, for a range of rows."""
-
     size = np.dtype(real).itemsize
     side = VECTOR // size
 
@@ -436,7 +431,7 @@ def gather(real: Any) -> Any:
                 rows = min(ROWS, end - top)
                 out, step = a[7] + (top * m + first) * size, m * size
                 target = out
-                if columns < width:
+                if width < m or columns < width:
                     target, step = _aligned(scratch), width * size
                 for r in range(rows):
                     carray(_pointer(target + r * step), width, real)[:] = zero
@@ -452,7 +447,7 @@ def gather(real: Any) -> Any:
                         lane += 1
                         if lane == lanes:
                             t, lane = t + 1, 0
-                if columns < width:
+                if target != out:
                     for r in range(rows):
                         row = carray(_pointer(out + r * m * size), columns, real)
                         sums = carray(_pointer(target + r * step), columns, real)
@@ -510,7 +505,6 @@ def turn(_real: Any) -> Any:
 
 def gather_t(real: Any) -> Any:
     """The gradient of weights, for a range of inputs, of the words of `turn`."""
-
     size = np.dtype(real).itemsize
     side = VECTOR // size
 
@@ -519,7 +513,7 @@ def gather_t(real: Any) -> Any:
         a = carray(_pointer(address), 9, np.int64)
         rows, n, m, begin, end, adds = a[0], a[1], a[2], a[3], a[4], a[5] != 0
         zero = real(0)
-        scratch = np.zeros((INPUTS + WORD + 2) * 8 * side, real)
+        scratch = np.empty((INPUTS + WORD + 2) * 8 * side, real)
         block = _aligned(scratch)
         total = block + (WORD + 1) * 8 * VECTOR
         for first in range(0, m, 8 * side):

@@ -532,10 +532,11 @@ def gather(spikes: Bits, weight: Tensor, out: Tensor) -> None:
     """The product of the rows of spikes and W^T, (K B, m), into `out`; weight (m, n), both contiguous."""
     m, n = weight.shape
     blocks, padded = -(-n // bits.WORD), -(-m // bits.VECTOR) * bits.VECTOR
-    panels = memory.empty((blocks * (bits.WORD + 1) * padded,), weight.dtype)
-    table = [n, m, 0, n, weight.data_ptr(), panels.data_ptr()]
+    panels = memory.empty((blocks * (bits.WORD + 1) * padded + bits.VECTOR,), weight.dtype)
+    aligned = -(-panels.data_ptr() // bits.VECTOR) * bits.VECTOR
+    table = [n, m, 0, n, weight.data_ptr(), aligned]
     run_in_parts("panels", weight.dtype, table, 2, bits.WORD, weight.numel())
-    table = [spikes.lanes, n, m, 0, spikes.rows, spikes.words.data_ptr(), panels.data_ptr(), out.data_ptr()]
+    table = [spikes.lanes, n, m, 0, spikes.rows, spikes.words.data_ptr(), aligned, out.data_ptr()]
     run_in_parts("gather", weight.dtype, table, 3, 1, spikes.ones * m)
 
 
