@@ -3,10 +3,10 @@
 A window of spikes (K, B, n) has the words (K, ceil(B n / 64)): the spike (t, lane, j) is bit `(lane n + j) % 64` of
 word `(lane n + j) // 64` of step t; bits beyond B n are 0. Rows are counted as `t B + lane`.
 
-Products of spikes add up rows of a matrix, up to 64 of them for each word: a block of 64 rows, each up to 512 bytes, stays
-in the first-level cache while all words that choose from it are gone through. Row 64 of a block is zero: of a word that
-has no ones left, that is the place of its lowest. What numba has no words for is written in LLVM's, which splits vectors
-that a processor does not have.
+Products of spikes add up rows of a matrix, up to 64 of them for each word: a block of 64 rows, each up to 512 bytes,
+stays in the first-level cache while all words that choose from it are gone through. Row 64 of a block is zero, since
+64 is where the lowest one of a word is said to be that has none left. What numba has no words for is written in LLVM's,
+which splits vectors that a processor does not have. Loops of numba in the place of `_add` take twice as long.
 """
 
 from __future__ import annotations
@@ -250,7 +250,8 @@ def _add(block: int, target: int, word: Any, vectors: int, zero: Any) -> None:
 @_loop
 def _aligned(scratch: Any) -> int:
     """The first address in an array at the border of a vector."""
-    return -(-scratch.ctypes.data // VECTOR) * VECTOR
+    address: int = scratch.ctypes.data
+    return -(-address // VECTOR) * VECTOR
 
 
 @_loop
@@ -384,7 +385,7 @@ def fold_bits(real: Any) -> Any:
 
 
 def panels(real: Any) -> Any:
-    """Weights (m, n) as `gather` reads them: for each 512 bytes of outputs, for each 64 inputs, their rows and one of 0.
+    """Weights (m, n) as `gather` reads them: for each 512 bytes of outputs, for each 64 inputs, 64 rows and one of 0.
 
     The last outputs may have shorter rows; what is beyond m and n is 0.
     """

@@ -537,7 +537,7 @@ def gather(spikes: Bits, weight: Tensor, out: Tensor) -> None:
     table = [n, m, 0, n, weight.data_ptr(), aligned]
     run_in_parts("panels", weight.dtype, table, 2, bits.WORD, weight.numel())
     table = [spikes.lanes, n, m, 0, spikes.rows, spikes.words.data_ptr(), aligned, out.data_ptr()]
-    run_in_parts("gather", weight.dtype, table, 3, 1, spikes.ones * m)
+    run_in_parts("gather", weight.dtype, table, 3, 1, spikes.ones * m // 16)
 
 
 def gather_t(spikes: Bits, g: Tensor, out: Tensor, add: bool = False) -> None:
@@ -547,4 +547,4 @@ def gather_t(spikes: Bits, g: Tensor, out: Tensor, add: bool = False) -> None:
     table = [spikes.rows, spikes.lanes, n, 0, n, spikes.words.data_ptr(), turned.data_ptr()]
     run_in_parts("turn", torch.float32, table, 3, bits.WORD, spikes.rows * n // 4)
     table = [spikes.rows, n, m, 0, n, add, turned.data_ptr(), g.data_ptr(), out.data_ptr()]
-    run_in_parts("gather_t", g.dtype, table, 3, bits.WORD, spikes.ones * m)
+    run_in_parts("gather_t", g.dtype, table, 3, bits.WORD, spikes.ones * m // 16)

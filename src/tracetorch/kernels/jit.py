@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import cfunc, njit, types  # type: ignore[attr-defined]
+from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
