@@ -172,3 +172,14 @@ def test_several_threads_compute_the_same(n: int) -> None:
             assert torch.equal(a, b)
         x[20, 50, 3] = 2
         assert cpu.pack(x) is None
+
+
+def test_the_sparse_way_is_taken_where_it_is_clearly_faster() -> None:
+    def ways(rows: int, n: int, m: int, activity: float) -> tuple[bool, bool]:
+        shape = (rows, n, m, int(rows * n * activity), torch.float32)
+        return cpu.sparse_pays(*shape), cpu.sparse_gradient_pays(*shape)
+
+    assert ways(1024, 784, 128, 0.15) == (True, True)
+    assert ways(1024, 784, 128, 0.9) == (False, False)
+    assert ways(32, 128, 128, 0.15) == (False, False)
+    assert ways(8192, 512, 10, 0.05) == (True, False)

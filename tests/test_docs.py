@@ -77,6 +77,7 @@ def test_the_readmes_table_is_the_benchmarks(monkeypatch: pytest.MonkeyPatch) ->
         ("evidence", "evidence"),
         ("race", "race"),
         ("growth", "growth"),
+        ("sparse", "sparse"),
     ],
 )
 def test_pages_are_what_the_benchmarks_measured(script: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:

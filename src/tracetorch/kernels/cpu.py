@@ -44,6 +44,11 @@ STEP_GIVEN, STEP_Y, STEP_LS, STEP_BELOW = 4, 11, 10, 14
 STEP_GRADIENTS = 12, 15  # of weight and bias, each before whether it is added to
 Y_AT, LS_AT, LI_LS_AT = 11, 15, 5
 
+# What the sparse products take; 1 is what a dense one takes for one input of a row and 64 bytes of its outputs. For one
+# spike and 64 bytes; for one input, active or not, and 512 bytes; to transpose the weights or their gradient, for one
+# input and 64 bytes. Fitted to what `benchmarks/sparse.py` measured.
+_PRODUCT, _GRADIENT = (1.75, 0.75, 26.0), (1.25, 1.0, 45.0)
+
 
 @functools.cache
 def compiled(name: str, dtype: torch.dtype) -> ctypes._FuncPointer:
@@ -548,3 +553,19 @@ def gather_t(spikes: Bits, g: Tensor, out: Tensor, add: bool = False) -> None:
     run_in_parts("turn", torch.float32, table, 3, bits.WORD, spikes.rows * n // 4)
     table = [spikes.rows, n, m, 0, n, add, turned.data_ptr(), g.data_ptr(), out.data_ptr()]
     run_in_parts("gather_t", g.dtype, table, 3, bits.WORD, spikes.ones * m // 16)
+
+
+def sparse_pays(rows: int, n: int, m: int, ones: int, dtype: torch.dtype) -> bool:
+    """Whether `gather` is faster than a dense product of (rows, n), of which so many are 1, and (n, m)."""
+    return _pays(rows, n, m, ones, dtype, _PRODUCT)
+
+
+def sparse_gradient_pays(rows: int, n: int, m: int, ones: int, dtype: torch.dtype) -> bool:
+    """Whether `gather_t` is faster than a dense product of (m, rows) and (rows, n), of which so many are 1."""
+    return _pays(rows, n, m, ones, dtype, _GRADIENT)
+
+
+def _pays(rows: int, n: int, m: int, ones: int, dtype: torch.dtype, costs: tuple[float, float, float]) -> bool:
+    spike, look, turn = costs
+    vectors = -(-m * dtype.itemsize // bits.VECTOR)
+    return (spike * ones + turn * n) * vectors + look * rows * n * -(-vectors // 8) < rows * n * vectors
