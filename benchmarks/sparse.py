@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from _record import load, save
+from tracetorch.functional.spikes import Spikes
 from tracetorch.kernels import cpu
 
 STEPS = 32
@@ -56,9 +57,9 @@ def ratio(measured: dict[str, list[float]], slow: str, fast: str) -> float:
     return statistics.median(a / b for a, b in zip(measured[slow], measured[fast], strict=True))
 
 
-def spikes(rows: int, n: int, activity: float, dtype: torch.dtype) -> tuple[Tensor, cpu.Bits]:
+def spikes(rows: int, n: int, activity: float, dtype: torch.dtype) -> tuple[Tensor, Spikes]:
     x = (torch.rand(STEPS, rows // STEPS, n) < activity).to(dtype)
-    bits = cpu.pack(x)
+    bits = cpu.packed(x)
     assert bits is not None
     return x, bits
 
@@ -99,7 +100,7 @@ def window(rows: int, n: int) -> Figures:
     measured = take_turns(
         {
             "taken": lambda: cpu.taken(x, copy),
-            "pack": lambda: cpu.pack(x),
+            "pack": lambda: cpu.packed(x),
             "fold": lambda: cpu.run("fold", torch.float32, table),
             "fold_bits": lambda: cpu.fold_bits(bits, old, new, decay),
             "unpack": lambda: [cpu.unpack(bits, i, i + 256, copy) for i in range(0, rows, 256)],

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tracetorch.functional.spikes import Spikes
 from tracetorch.kernels import cpu
 
 several = settings(max_examples=150, deadline=None)
@@ -18,7 +19,7 @@ dtypes = st.sampled_from([torch.float32, torch.float64])
 
 class Window(NamedTuple):
     x: Tensor  # (K, B, n), zeros and ones
-    bits: cpu.Bits
+    bits: Spikes
 
     @property
     def rows(self) -> Tensor:
@@ -26,7 +27,7 @@ class Window(NamedTuple):
 
 
 def packed(x: Tensor) -> Window:
-    bits = cpu.pack(x)
+    bits = cpu.packed(x)
     assert bits is not None
     return Window(x, bits)
 
@@ -57,7 +58,7 @@ def test_the_words_hold_the_spikes_in_order(window: Window) -> None:
     assert bits.words.shape == (len(x), -(-used // 64))
     assert torch.equal(entries[:, :used], x.flatten(1).long())
     assert not entries[:, used:].any()
-    assert (bits.lanes, bits.n, bits.ones, bits.rows) == (*x.shape[1:], int(x.sum()), len(window.rows))
+    assert (bits.shape, bits.ones, bits.rows) == (tuple(x.shape), int(x.sum()), len(window.rows))
 
 
 @several
@@ -65,7 +66,7 @@ def test_the_words_hold_the_spikes_in_order(window: Window) -> None:
 def test_anything_but_zeros_and_ones_is_refused(window: Window, strange: float, data: st.DataObject) -> None:
     x = window.x.clone()
     x.view(-1)[data.draw(st.integers(0, x.numel() - 1))] = strange
-    assert cpu.pack(x) is None
+    assert cpu.packed(x) is None
 
 
 def test_minus_zero_is_zero() -> None:
@@ -104,7 +105,7 @@ def test_folding_is_the_recursion(window: Window, beta: float, counts: bool, in_
 @several
 @given(windows(), outputs)
 def test_the_product_is_exact(window: Window, m: int) -> None:
-    weight = dyadic(m, window.bits.n, like=window.x)
+    weight = dyadic(m, window.bits.shape[2], like=window.x)
     out = torch.full((len(window.rows), m), float("nan"), dtype=window.x.dtype)
     cpu.gather(window.bits, weight, out)
     assert torch.equal(out, window.rows @ weight.t())
@@ -113,7 +114,7 @@ def test_the_product_is_exact(window: Window, m: int) -> None:
 @several
 @given(windows(), outputs, st.booleans())
 def test_the_gradient_is_exact(window: Window, m: int, add: bool) -> None:
-    g, there = dyadic(len(window.rows), m, like=window.x), dyadic(m, window.bits.n, like=window.x)
+    g, there = dyadic(len(window.rows), m, like=window.x), dyadic(m, window.bits.shape[2], like=window.x)
     out = there.clone() if add else torch.full_like(there, float("nan"))
     cpu.gather_t(window.bits, g, out, add)
     assert torch.equal(out, g.t() @ window.rows + (there if add else 0))
@@ -171,7 +172,7 @@ def test_several_threads_compute_the_same(n: int) -> None:
         for a, b in zip(one, run(), strict=True):
             assert torch.equal(a, b)
         x[20, 50, 3] = 2
-        assert cpu.pack(x) is None
+        assert cpu.packed(x) is None
 
 
 def test_the_sparse_way_is_taken_where_it_is_clearly_faster() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from cases import F64
 from tracetorch import kernels
-from tracetorch.functional import bits
+from tracetorch.functional import spikes
 from tracetorch.nn.compact import CompactTape
 
 N, HIDDEN, M, LANES = 9, 7, 3, 2
@@ -27,23 +27,24 @@ NEURONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 2, 9), (2, 64), (5, 3, 2, 65)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 2, 9), (2, 1, 64), (5, 6, 65)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("activity", [0.0, 0.3, 1.0])
 def test_bits_give_the_spikes_back(shape: tuple[int, ...], dtype: torch.dtype, activity: float) -> None:
     x = (torch.rand(shape) < activity).to(dtype)
-    words = kernels.packed(x)
-    assert words is not None
-    assert words.dtype == torch.int64
-    assert words.shape == (shape[0], -(-x[0].numel() // 64))
-    assert torch.equal(kernels.unpacked(words, shape, dtype), x)
-    assert torch.equal(words, bits.packed(x))
+    window, reference = kernels.packed(x), spikes.packed(x)
+    assert window is not None
+    assert reference is not None
+    assert torch.equal(window.words, reference.words)
+    assert window[1:] == reference[1:] == (shape, int(x.sum()))
+    assert torch.equal(kernels.unpacked(window, dtype), x)
+    assert torch.equal(spikes.unpacked(window, dtype), x)
 
 
 @pytest.mark.parametrize("value", [0.5, 2.0, -1.0, torch.nan, torch.inf, 1e-40])
 def test_other_numbers_are_not_bits(value: float) -> None:
-    x = torch.ones(2, 70)
-    x[1, 66] = value
+    x = torch.ones(2, 1, 70)
+    x[1, 0, 66] = value
     assert kernels.packed(x) is None
 
 
@@ -57,7 +58,7 @@ def model(rule: tt.rules.Rule, neuron: dict[str, Any], layer: type[tt.nn.Layer] 
     )
 
 
-def gradients(net: tt.Sequential, compact: bool, windows: list[int], horizon: int | None, spikes: bool) -> list[Tensor]:
+def gradients(net: tt.Sequential, compact: bool, windows: list[int], horizon: int | None, binary: bool) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     for part in net.modules():
         if isinstance(part, tt.LIF) and isinstance(part.neuron.form.firing, tt.firing.EscapeNoise):
@@ -66,7 +67,7 @@ def gradients(net: tt.Sequential, compact: bool, windows: list[int], horizon: in
     seen = []
     for i, steps in enumerate(windows):
         x = torch.rand(steps, LANES, N, generator=generator, **F64)
-        y = net.window((x < 0.4).double() if spikes else x)
+        y = net.window((x < 0.4).double() if binary else x)
         signal = net.backward(torch.sin(torch.arange(y.numel(), **F64)).view_as(y), input_signal=True)
         assert signal is not None
         seen += [y, signal]
@@ -96,7 +97,7 @@ def test_gradients_are_those_of_plain_tapes(rule: tt.rules.Rule, name: str, hori
             pytest.skip(f"{rule} does not serve these neurons")
         net.reset()
     plain, compact = (
-        gradients(net, packed, [4, 1, 3, 5], horizon, spikes=True)
+        gradients(net, packed, [4, 1, 3, 5], horizon, binary=True)
         for net, packed in zip(nets, (False, True), strict=True)
     )
     assert_same(compact, plain)
@@ -107,15 +108,15 @@ def test_gradients_are_those_of_plain_tapes(rule: tt.rules.Rule, name: str, hori
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=6), st.sampled_from([None, 1, 4, 9]), st.booleans(), st.booleans()
 )
-def test_whatever_the_windows(windows: list[int], horizon: int | None, spikes: bool, reference: bool) -> None:
+def test_whatever_the_windows(windows: list[int], horizon: int | None, binary: bool, reference: bool) -> None:
     found = []
     for compact in (False, True):
         net = model(tt.InputTrace(), NEURONS["learned"])
         if reference:
             with kernels.reference():
-                found.append(gradients(net, compact, windows, horizon, spikes))
+                found.append(gradients(net, compact, windows, horizon, binary))
         else:
-            found.append(gradients(net, compact, windows, horizon, spikes))
+            found.append(gradients(net, compact, windows, horizon, binary))
     assert_same(found[1], found[0])
 
 
@@ -125,7 +126,7 @@ def test_other_outputs_are_kept_as_they_are(firing: tt.firing.Firing) -> None:
     for compact in (False, True):
         net = model(tt.InputTrace(), {"firing": firing})
         net[0].synapse.weight.data.mul_(5)
-        found.append(gradients(net, compact, [4, 3], 5, spikes=True))
+        found.append(gradients(net, compact, [4, 3], 5, binary=True))
     assert_same(found[1], found[0])
     assert not isinstance(net[0]._segments[-1].tape, CompactTape)
 

@@ -11,7 +11,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
@@ -19,8 +19,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..functional import bits, scan, trace
+from ..functional import scan, spikes, trace
 from ..functional.scan import Form, Record, Reverse, Scan, State, Values
+from ..functional.spikes import Spikes
 from ..functional.trace import Stage
 from .forms import knows
 
@@ -32,10 +33,12 @@ __all__ = [
     "li",
     "li_reverse",
     "packed",
+    "product",
     "reference",
     "spiking",
     "spiking_reverse",
     "unpacked",
+    "weight_gradient",
 ]
 
 _wanted: ContextVar[bool] = ContextVar("tracetorch_kernels", default=True)
@@ -180,14 +183,28 @@ def advance_matrix(before: Tensor, g: Tensor, border: Tensor, taken: Tensor, pas
     return new
 
 
-def packed(x: Tensor) -> Tensor | None:
-    """See `functional.bits.packed`."""
-    return bits.packed(x)
+def packed(x: Tensor) -> Spikes | None:
+    """See `functional.spikes.packed`."""
+    kernels = cpu_for(x)
+    return spikes.packed(x) if kernels is None else kernels.packed(x.contiguous())
 
 
-def unpacked(words: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """See `functional.bits.unpacked`."""
-    return bits.unpacked(words, shape, dtype)
+def unpacked(window: Spikes, dtype: torch.dtype) -> Tensor:
+    """See `functional.spikes.unpacked`."""
+    kernels = cpu_for(window.words.new_empty(0, dtype=dtype))
+    return spikes.unpacked(window, dtype) if kernels is None else kernels.unpacked(window, dtype)
+
+
+def product(window: Spikes, weight: Tensor) -> Tensor:
+    """See `functional.spikes.product`."""
+    kernels = cpu_for(weight)
+    return spikes.product(window, weight) if kernels is None else kernels.product(window, weight.contiguous())
+
+
+def weight_gradient(window: Spikes, g: Tensor) -> Tensor:
+    """See `functional.spikes.weight_gradient`."""
+    kernels = cpu_for(g)
+    return spikes.weight_gradient(window, g) if kernels is None else kernels.weight_gradient(window, g.contiguous())
 
 
 def _spread(drive: Tensor, traces: Tensor) -> Tensor:

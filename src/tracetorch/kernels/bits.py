@@ -20,11 +20,11 @@ from llvmlite import ir
 from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
+from ..functional.spikes import WORD
 from .jit import kernel as _kernel
 from .jit import loop as _loop
 from .jit import pointer as _pointer
 
-WORD = 64  # bits
 VECTOR = 64  # bytes
 ROWS = 256  # of a product's output that are run through before the next block of the matrix
 INPUTS = 512  # of a gradient that are summed over all rows before the next ones

@@ -12,7 +12,7 @@ import functools
 import itertools
 import os
 from array import array
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..functional.scan import Form, Record, Reverse, Scan, State, Values
+from ..functional.spikes import WORD, Spikes
 from ..functional.trace import Stage
 from . import bits, loops, memory
 from .forms import FIRINGS, SURROGATES, add_recurrent, draws
@@ -37,6 +38,7 @@ _KERNELS = loops.KERNELS | bits.KERNELS
 
 DTYPES = frozenset(_TYPES)
 BLOCK = loops.BLOCK
+ROWS_AT_ONCE = 256  # of spikes as numbers, for dense products: they stay in the second-level cache
 
 # where things stand in tables: those of layers in a single step, y in a forward scan, the signal in reverse scans
 STEP_HEAD, STEP_TABLE = loops.STEP_HEAD, loops.STEP_TABLE
@@ -483,76 +485,111 @@ def taken(x: Tensor, copy: Tensor) -> bool:
     return not strange[0]
 
 
-class Bits(NamedTuple):
-    """A window of spikes (K, B, n), each a bit; see `kernels.bits`."""
-
-    words: Tensor  # (K, ceil(B n / 64)) int64
-    lanes: int
-    n: int
-    ones: int
-
-    @property
-    def rows(self) -> int:
-        """K times B."""
-        return len(self.words) * self.lanes
-
-
-def pack(x: Tensor) -> Bits | None:
-    """A contiguous window (K, B, n) as bits; None where an entry is neither 0 nor 1."""
+def packed(x: Tensor) -> Spikes | None:
+    """`functional.spikes.packed`, of a contiguous window."""
     steps, lanes, n = x.shape
-    in_step = -(-lanes * n // bits.WORD)
+    in_step = -(-lanes * n // WORD)
     words = _words(steps, in_step)
     total, unit = words.numel(), 16 * BLOCK
     strange, counts = array("q", [0]), array("q", bytes(8 * (total // unit + 1)))
     table = [0, total, lanes * n, unit, x.data_ptr(), words.data_ptr()]
     table += [strange.buffer_info()[0], counts.buffer_info()[0]]
     run_in_parts("pack", x.dtype, table, 0, unit, x.numel() // 4)
-    return None if strange[0] else Bits(words, lanes, n, sum(counts))
+    return None if strange[0] else Spikes(words, (steps, lanes, n), sum(counts))
 
 
 def _words(rows: int, columns: int) -> Tensor:
     return memory.empty((rows, columns), torch.float64).view(torch.int64)
 
 
-def unpack(spikes: Bits, begin: int, end: int, out: Tensor) -> None:
+def unpack(spikes: Spikes, begin: int, end: int, out: Tensor) -> None:
     """The rows from `begin` to `end` as numbers, into `out` (end - begin, n), contiguous; row t B + lane."""
-    table = [spikes.lanes, spikes.n, begin, end, spikes.words.data_ptr(), out.data_ptr()]
+    table = [*spikes.shape[1:], begin, end, spikes.words.data_ptr(), out.data_ptr()]
     run("unpack", out.dtype, table)
 
 
+def unpacked(spikes: Spikes, dtype: torch.dtype) -> Tensor:
+    """`functional.spikes.unpacked`."""
+    out = memory.empty(spikes.shape, dtype)
+    unpack(spikes, 0, spikes.rows, out)
+    return out
+
+
 def fold_bits(
-    spikes: Bits, old: Tensor, new: Tensor, decay: Tensor, ones: Tensor | None = None, advanced: Tensor | None = None
+    spikes: Spikes, old: Tensor, new: Tensor, decay: Tensor, ones: Tensor | None = None, advanced: Tensor | None = None
 ) -> None:
     """The traces (B, n) after a window, and those of ones, (B,), from `old` and `ones` into `new` and `advanced`.
 
     All contiguous, of one type; `decay` is one number. `old` may be `new`.
     """
-    steps, lanes, size = len(spikes.words), spikes.lanes, spikes.lanes * spikes.n
+    steps, lanes, n = spikes.shape
     tensors = (spikes.words, old, new, decay, ones, advanced)
-    table = [steps, size, lanes, 0, size, *map(address, tensors)]
-    run_in_parts("fold_bits", old.dtype, table, 3, BLOCK, steps * size // 4)
+    table = [steps, lanes * n, lanes, 0, lanes * n, *map(address, tensors)]
+    run_in_parts("fold_bits", old.dtype, table, 3, BLOCK, steps * lanes * n // 4)
 
 
-def gather(spikes: Bits, weight: Tensor, out: Tensor) -> None:
+def product(spikes: Spikes, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """`functional.spikes.product`, by the way that is faster; weight and `out` contiguous."""
+    (steps, lanes, n), m = spikes.shape, len(weight)
+    if out is None:
+        out = memory.empty((steps, lanes, m), weight.dtype)
+    if sparse_pays(spikes.rows, n, m, spikes.ones, weight.dtype):
+        gather(spikes, weight, out)
+        return out
+    rows = out.view(-1, m)
+    for begin, end, x in _numbers(spikes, weight.dtype):
+        torch.mm(x, weight.t(), out=rows[begin:end])
+    return out
+
+
+def weight_gradient(spikes: Spikes, g: Tensor, out: Tensor | None = None, add: bool = False) -> Tensor:
+    """`functional.spikes.weight_gradient`, likewise; it may be added to what `out` holds."""
+    n, m = spikes.shape[2], g.shape[-1]
+    if out is None:
+        out = memory.empty((m, n), g.dtype)
+    if sparse_gradient_pays(spikes.rows, n, m, spikes.ones, g.dtype):
+        gather_t(spikes, g, out, add)
+        return out
+    rows = g.view(-1, m)
+    for begin, end, x in _numbers(spikes, g.dtype):
+        if begin or add:
+            out.addmm_(rows[begin:end].t(), x)
+        else:
+            torch.mm(rows[begin:end].t(), x, out=out)
+    return out
+
+
+def _numbers(spikes: Spikes, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
+    """The rows as numbers, block by block."""
+    n = spikes.shape[2]
+    room = memory.empty((min(ROWS_AT_ONCE, spikes.rows), n), dtype)
+    for begin in range(0, spikes.rows, ROWS_AT_ONCE):
+        end = min(begin + ROWS_AT_ONCE, spikes.rows)
+        unpack(spikes, begin, end, room)
+        yield begin, end, room[: end - begin]
+
+
+def gather(spikes: Spikes, weight: Tensor, out: Tensor) -> None:
     """The product of the rows of spikes and W^T, (K B, m), into `out`; weight (m, n), both contiguous."""
     m, n = weight.shape
-    blocks, padded = -(-n // bits.WORD), -(-m // bits.VECTOR) * bits.VECTOR
-    panels = memory.empty((blocks * (bits.WORD + 1) * padded + bits.VECTOR,), weight.dtype)
+    blocks, padded = -(-n // WORD), -(-m // bits.VECTOR) * bits.VECTOR
+    panels = memory.empty((blocks * (WORD + 1) * padded + bits.VECTOR,), weight.dtype)
     aligned = -(-panels.data_ptr() // bits.VECTOR) * bits.VECTOR
     table = [n, m, 0, n, weight.data_ptr(), aligned]
-    run_in_parts("panels", weight.dtype, table, 2, bits.WORD, weight.numel())
-    table = [spikes.lanes, n, m, 0, spikes.rows, spikes.words.data_ptr(), aligned, out.data_ptr()]
+    run_in_parts("panels", weight.dtype, table, 2, WORD, weight.numel())
+    table = [spikes.shape[1], n, m, 0, spikes.rows, spikes.words.data_ptr(), aligned, out.data_ptr()]
     run_in_parts("gather", weight.dtype, table, 3, 1, spikes.ones * m // 16)
 
 
-def gather_t(spikes: Bits, g: Tensor, out: Tensor, add: bool = False) -> None:
+def gather_t(spikes: Spikes, g: Tensor, out: Tensor, add: bool = False) -> None:
     """The product of g^T and the rows of spikes, into `out` (m, n), or added to it; g (K B, m), both contiguous."""
     m, n = out.shape
-    turned = _words(-(-spikes.rows // bits.WORD), n)
-    table = [spikes.rows, spikes.lanes, n, 0, n, spikes.words.data_ptr(), turned.data_ptr()]
-    run_in_parts("turn", torch.float32, table, 3, bits.WORD, spikes.rows * n // 4)
-    table = [spikes.rows, n, m, 0, n, add, turned.data_ptr(), g.data_ptr(), out.data_ptr()]
-    run_in_parts("gather_t", g.dtype, table, 3, bits.WORD, spikes.ones * m // 16)
+    rows = spikes.rows
+    turned = _words(-(-rows // WORD), n)
+    table = [rows, spikes.shape[1], n, 0, n, spikes.words.data_ptr(), turned.data_ptr()]
+    run_in_parts("turn", torch.float32, table, 3, WORD, rows * n // 4)
+    table = [rows, n, m, 0, n, add, turned.data_ptr(), g.data_ptr(), out.data_ptr()]
+    run_in_parts("gather_t", g.dtype, table, 3, WORD, spikes.ones * m // 16)
 
 
 def sparse_pays(rows: int, n: int, m: int, ones: int, dtype: torch.dtype) -> bool:

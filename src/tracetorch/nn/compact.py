@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..functional.scan import Values
+from ..functional.spikes import Spikes
 from ..rules.base import Nodes, Tape
 
 if TYPE_CHECKING:
@@ -22,9 +23,8 @@ class CompactTape(NamedTuple):
     """
 
     layer: Layer
-    x: Tensor  # words of (K, B, n), or the input itself where it is not all spikes
-    y: Tensor | None  # words of (K, B, m), what the neurons emitted, where they are spiking
-    shape: tuple[int, ...]  # (K, B, n)
+    x: Spikes | Tensor  # (K, B, n), numbers where it is not all spikes
+    y: Spikes | None  # (K, B, m) what the neurons emitted, where they are spiking
     start: Any
     values: Values
     nodes: Nodes
@@ -32,29 +32,25 @@ class CompactTape(NamedTuple):
 
     def opened(self) -> Tape:
         """The tape."""
-        layer, (steps, lanes, _) = self.layer, self.shape
-        x, y = self.x, None
-        if x.dtype != layer.weight.dtype:
-            x = kernels.unpacked(x, self.shape, layer.weight.dtype)
-        if self.y is not None:
-            y = kernels.unpacked(self.y, (steps, lanes, layer.out_features), layer.weight.dtype)
+        layer, x, dtype = self.layer, self.x, self.layer.weight.dtype
+        if isinstance(x, Spikes):
+            x = kernels.unpacked(x, dtype)
+        y = None if self.y is None else kernels.unpacked(self.y, dtype)
         record = layer.neuron.recall(self.values, layer.current(x), self.start, y)
         return Tape(x, record, self.start, self.values, self.nodes, self.decay)
 
     def tensors(self) -> list[Tensor]:
         """What is kept of the window."""
-        return [tensor for tensor in (self.x, self.y, *self.start) if tensor is not None]
+        kept = [part.words if isinstance(part, Spikes) else part for part in (self.x, self.y, *self.start)]
+        return [tensor for tensor in kept if tensor is not None]
 
 
-def compacted(layer: Layer, tape: Tape, y: Tensor) -> Tape | CompactTape:
+def compacted(layer: Layer, tape: Tape, output: Tensor) -> Tape | CompactTape:
     """The tape in few bytes; as it is where the neuron emits other things than spikes, or cannot recall its window."""
     if not hasattr(layer.neuron, "recall"):
         return tape
-    words = None
-    if layer.neuron.spiking:
-        words = kernels.packed(y)
-        if words is None:
-            return tape
+    y = kernels.packed(output) if layer.neuron.spiking else None
+    if layer.neuron.spiking and y is None:
+        return tape
     x = kernels.packed(tape.x)
-    shape = tuple(tape.x.shape)
-    return CompactTape(layer, tape.x if x is None else x, words, shape, tape.start, tape.values, tape.nodes, tape.decay)
+    return CompactTape(layer, tape.x if x is None else x, y, tape.start, tape.values, tape.nodes, tape.decay)
