@@ -11,7 +11,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
@@ -27,6 +27,8 @@ __all__ = [
     "advance_bank",
     "advance_chain",
     "advance_matrix",
+    "advance_matrix_later",
+    "carry_matrix",
     "knows",
     "li",
     "li_reverse",
@@ -174,6 +176,28 @@ def advance_matrix(before: Tensor, g: Tensor, border: Tensor, taken: Tensor, pas
     inputs = (tensor.contiguous() for tensor in (before, g, border, taken, past, decay))
     new: Tensor = kernels.advance_matrix(*inputs)
     return new
+
+
+def advance_matrix_later(
+    before: Tensor, g: Tensor, border: Tensor, taken: Tensor, past: Tensor, decay: Tensor
+) -> Callable[[], Tensor]:
+    """`advance_matrix` in two parts: what may be refused, and a function that may write over `before` when called."""
+    kernels = cpu_for(before)
+    if kernels is None or not before.is_contiguous():
+        new = advance_matrix(before, g, border, taken, past, decay)
+        return lambda: new
+    kernels.compiled("advance_matrix", before.dtype)
+    inputs = [before, *(tensor.contiguous() for tensor in (g, border, taken, past, decay))]
+    return functools.partial(kernels.advance_matrix, *inputs, new=before)
+
+
+def carry_matrix(signal: Tensor, matrix: Tensor) -> Tensor:
+    """See `functional.trace.carry_matrix`."""
+    kernels = cpu_for(matrix)
+    if kernels is None:
+        return trace.carry_matrix(signal, matrix)
+    summed: Tensor = kernels.carry_matrix(signal.contiguous(), matrix.contiguous())
+    return summed
 
 
 def _spread(drive: Tensor, traces: Tensor) -> Tensor:

@@ -287,14 +287,25 @@ def _advance(
     return new
 
 
-def advance_matrix(before: Tensor, g: Tensor, border: Tensor, taken: Tensor, past: Tensor, decay: Tensor) -> Tensor:
-    """`functional.trace.advance_matrix`."""
+def advance_matrix(
+    before: Tensor, g: Tensor, border: Tensor, taken: Tensor, past: Tensor, decay: Tensor, new: Tensor | None = None
+) -> Tensor:
+    """`functional.trace.advance_matrix`; written to `new`, which may be `before`."""
     lanes, h, m, n = before.shape
-    new = memory.empty(before.shape, before.dtype)
+    new = memory.empty(before.shape, before.dtype) if new is None else new
     table = [len(g), lanes, h, m, n, border.shape[2], 0, lanes]
     table += [tensor.data_ptr() for tensor in (before, g, border, taken, past, decay, new)]
     run_in_parts("advance_matrix", before.dtype, table, 6, 1, len(g) * before.numel())
     return new
+
+
+def carry_matrix(signal: Tensor, matrix: Tensor) -> Tensor:
+    """`functional.trace.carry_matrix`."""
+    lanes, h, m, n = matrix.shape
+    out = memory.empty((m, n), matrix.dtype)
+    table = [lanes * h, m, n, 0, m, signal.data_ptr(), matrix.data_ptr(), out.data_ptr()]
+    run_in_parts("carry_matrix", matrix.dtype, table, 3, 8, matrix.numel())
+    return out
 
 
 def cross_entropy(y: Tensor, target: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, int, int]:

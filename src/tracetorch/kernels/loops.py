@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from llvmlite import binding, ir
 from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -26,6 +27,10 @@ BLOCK = 256  # neurons; some twenty arrays of that many float32 fit the first-le
 SPIKE, STRICT, MULTI, GRADED, DRAWN = range(5)
 ARCTAN, FAST_SIGMOID, TRIANGLE, SIGMOID, EXPONENTIAL, LOGISTIC = range(6)
 SUBTRACT, ZERO, NONE = range(3)
+
+_features = binding.get_host_cpu_features()
+VECTOR = 64 if _features.get("avx512f") else 32 if _features.get("avx2") else 16  # bytes in a register
+ROWS = 8 if _features.get("avx512f") or not _features.get("sse2") else 4  # three times as many registers, and some
 
 # numba's decorators; a sum may be taken in any order
 _Decorator = Callable[[Callable[..., Any]], Any]
@@ -80,6 +85,18 @@ def _store(window: Any, at: int, block: Any, n: int) -> None:
     part = window[at : at + n]
     for i in range(n):
         part[i] = block[i]
+
+
+@_loop
+def _aligned(count: int, kind: Any) -> Any:
+    """Zeros that begin at a multiple of 64 bytes."""
+    spare = np.zeros(count + 16, kind)
+    return spare[(-spare.ctypes.data % 64) // spare.itemsize :]
+
+
+@_loop
+def _address(array: Any) -> int:
+    return np.int64(array.ctypes.data)
 
 
 @_loop
@@ -679,25 +696,98 @@ def advance(real: Any) -> Any:
     return run
 
 
-@_sum
-def _add_products(total: Any, c: Any, x: Any, i: int, p: int, n: int) -> None:
-    """Four rows of a product, four of its terms: `total[k] += c[i + k, p] x[p] + ... + c[i + k, p + 3] x[p + 3]`."""
-    x0, x1, x2, x3 = x[p], x[p + 1], x[p + 2], x[p + 3]
-    t0, t1, t2, t3 = total[0], total[1], total[2], total[3]
-    c00, c01, c02, c03 = c[i, p], c[i, p + 1], c[i, p + 2], c[i, p + 3]
-    c10, c11, c12, c13 = c[i + 1, p], c[i + 1, p + 1], c[i + 1, p + 2], c[i + 1, p + 3]
-    c20, c21, c22, c23 = c[i + 2, p], c[i + 2, p + 1], c[i + 2, p + 2], c[i + 2, p + 3]
-    c30, c31, c32, c33 = c[i + 3, p], c[i + 3, p + 1], c[i + 3, p + 2], c[i + 3, p + 3]
-    for j in range(n):
-        a, b, d, e = x0[j], x1[j], x2[j], x3[j]
-        t0[j] += c00 * a + c01 * b + c02 * d + c03 * e
-        t1[j] += c10 * a + c11 * b + c12 * d + c13 * e
-        t2[j] += c20 * a + c21 * b + c22 * d + c23 * e
-        t3[j] += c30 * a + c31 * b + c32 * d + c33 * e
+def _tile(vectors: int) -> Any:
+    """`new = decay * old + factors^T columns` for `ROWS` rows of so many vectors, held in registers meanwhile.
+
+    Takes the addresses of both, of which `new` may be `old`; how many bytes it is from a row to the next; the address of
+    what will be `old` soon; those of the factors (terms, ROWS) and the columns (terms, the width of the rows), both
+    without gaps; the number of terms; and the decay.
+    """
+
+    def typed(  # noqa: PLR0913
+        typing: Any, old: Any, new: Any, step: Any, ahead: Any, factors: Any, columns: Any, terms: Any, decay: Any
+    ) -> Any:  # noqa: ARG001
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            old, new, step, ahead, factors, columns, terms, decay = arguments
+            bits = signature.args[-1].bitwidth
+            size, byte, number = bits // 8, ir.IntType(8), decay.type
+            vector = ir.VectorType(number, VECTOR // size)
+
+            def intrinsic_of(name: str, result: Any, taken: list[Any]) -> Any:
+                return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, taken), name)
+
+            add_product = intrinsic_of(f"llvm.fmuladd.v{VECTOR // size}f{bits}", vector, [vector] * 3)
+            hint = [byte.as_pointer(), *[cgutils.int32_t] * 3]
+            fetch = intrinsic_of("llvm.prefetch.p0", ir.VoidType(), hint)
+            for_reading = [ir.Constant(cgutils.int32_t, code) for code in (0, 3, 1)]  # into the nearest cache
+
+            def moved(address: Any, distance: int) -> Any:
+                return builder.add(address, ir.Constant(address.type, distance))
+
+            def pointer(address: Any, kind: Any) -> Any:
+                return builder.inttoptr(address, kind.as_pointer())
+
+            def load(address: Any, kind: Any) -> Any:
+                return builder.load(pointer(address, kind), align=size)
+
+            def spread(scalar: Any) -> Any:
+                nothing = ir.Constant(vector, ir.Undefined)
+                first = builder.insert_element(nothing, scalar, ir.Constant(cgutils.int32_t, 0))
+                return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(cgutils.int32_t, vector.count), 0))
+
+            places, sums, decays = [], [], spread(decay)
+            for row in range(ROWS):
+                start = builder.mul(step, ir.Constant(step.type, row))
+                places += [moved(start, VECTOR * v) for v in range(vectors)]
+            for place in places:
+                sums.append(cgutils.alloca_once(builder, vector))
+                builder.store(builder.fmul(decays, load(builder.add(old, place), vector)), sums[-1])
+            for place in places:
+                builder.call(fetch, [pointer(builder.add(ahead, place), byte), *for_reading])
+            with cgutils.for_range(builder, terms) as loop:
+                column = builder.add(columns, builder.mul(loop.index, ir.Constant(terms.type, VECTOR * vectors)))
+                factor = builder.add(factors, builder.mul(loop.index, ir.Constant(terms.type, size * ROWS)))
+                taken = [load(moved(column, VECTOR * v), vector) for v in range(vectors)]
+                for row in range(ROWS):
+                    by = spread(load(moved(factor, size * row), number))
+                    for x, total in zip(taken, sums[row * vectors :], strict=False):
+                        builder.store(builder.call(add_product, [by, x, builder.load(total)]), total)
+            for place, total in zip(places, sums, strict=True):
+                builder.store(builder.load(total), pointer(builder.add(new, place), vector), align=size)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7, decay), generate
+
+    return intrinsic(typed)
+
+
+_tile_1, _tile_2, _tile_3 = _tile(1), _tile(2), _tile(3)
+
+
+@_loop
+def _pack_columns(columns: Any, window: Any, at: int, term: int, terms: int, n: int, panel: int) -> None:
+    """One term's n entries among the columns, which stand panel by panel, and in a panel term by term."""
+    wide = VECTOR // columns.itemsize
+    for start in range(0, n, panel):
+        room = min(panel, -(-(n - start) // wide) * wide)
+        _load(columns[start * terms + term * room :], window, at + start, min(panel, n - start))
+
+
+@_loop
+def _pack_rows(rows: Any, window: Any, at: int, term: int, distance: int, m: int) -> None:
+    """One term's m factors among the rows, which stand in blocks of `ROWS`."""
+    part = window[at : at + m]
+    whole = m // ROWS
+    for block in range(whole):
+        to, start = block * distance + term * ROWS, block * ROWS
+        for k in range(ROWS):
+            rows[to + k] = part[start + k]
+    for k in range(m - whole * ROWS):
+        rows[whole * distance + term * ROWS + k] = part[whole * ROWS + k]
 
 
 def advance_matrix(real: Any) -> Any:
-    """A product of few terms for each lane, added to matrices that fade: read once, written once."""
+    """A product of few terms for each lane, added to matrices that fade: read once, written once, maybe in place."""
 
     @_kernel
     def run(address: int) -> None:
@@ -713,36 +803,85 @@ def advance_matrix(real: Any) -> Any:
         )
         past, decay = carray(_pointer(a[12]), lanes * stages * n, real), carray(_pointer(a[13]), nodes, real)
         new = carray(_pointer(a[14]), lanes * nodes * m * n, real)
-        terms, rows_of_four = -(-steps // 4) * 4, -(-m // 4) * 4  # what is beyond steps and m stays zero
-        block = 2 * BLOCK
-        rows, columns = np.zeros((rows_of_four, terms), real), np.zeros((terms, block), real)
-        total = np.zeros((4, block), real)
+        size = before.itemsize
+        wide = VECTOR // size
+        panel, terms, blocks = 3 * wide, steps + stages, -(-m // ROWS)
+        distance = nodes * terms * ROWS
+        rows, columns = _aligned(blocks * distance, real), _aligned(terms * -(-n // wide) * wide, real)
+        edge = _aligned(ROWS * panel, real)
+        rows_at, columns_at, edge_at = _address(rows), _address(columns), _address(edge)
         for lane in range(begin, end):
+            for t in range(steps):
+                _pack_columns(columns, taken, (t * lanes + lane) * n, t, terms, n, panel)
+            for s in range(stages):
+                _pack_columns(columns, past, (lane * stages + s) * n, steps + s, terms, n, panel)
             for h in range(nodes):
                 for t in range(steps):
-                    part = g[((t * nodes + h) * lanes + lane) * m :][:m]
-                    for i in range(m):
-                        rows[i, t] = part[i]
-                for start in range(0, n, block):
-                    width = min(block, n - start)
-                    for t in range(steps):
-                        _load(columns[t], taken, (t * lanes + lane) * n + start, width)
-                    for i in range(0, m, 4):
-                        there = min(4, m - i)
-                        at = ((lane * nodes + h) * m + i) * n + start
-                        for k in range(there):
-                            old, sums = before[at + k * n : at + k * n + width], total[k]
-                            for j in range(width):
-                                sums[j] = old[j] * decay[h]
-                            for s in range(stages):
-                                z = past[(lane * stages + s) * n + start :]
-                                factor = border[((h * lanes + lane) * stages + s) * m + i + k]
-                                for j in range(width):
-                                    sums[j] += factor * z[j]
-                        for p in range(0, terms, 4):
-                            _add_products(total, rows, columns, i, p, width)
-                        for k in range(there):
-                            _store(new, at + k * n, total[k], width)
+                    _pack_rows(rows, g, ((t * nodes + h) * lanes + lane) * m, h * terms + t, distance, m)
+                for s in range(stages):
+                    at = ((h * lanes + lane) * stages + s) * m
+                    _pack_rows(rows, border, at, h * terms + steps + s, distance, m)
+            for block in range(blocks):
+                there = min(ROWS, m - block * ROWS)
+                for start in range(0, n, panel):
+                    width = min(panel, n - start)
+                    vectors = -(-width // wide)
+                    room = vectors * wide
+                    whole = there == ROWS and width == room
+                    for h in range(nodes):
+                        at = ((lane * nodes + h) * m + block * ROWS) * n + start
+                        ahead = a[8] + size * (at + panel if start + panel < n else at - start + ROWS * n)
+                        if whole:
+                            old_at, new_at, step = a[8] + size * at, a[14] + size * at, size * n
+                        else:
+                            for k in range(there):
+                                _load(edge[k * room :], before, at + k * n, width)
+                            old_at, new_at, step = edge_at, edge_at, size * room
+                        factors = rows_at + size * (block * distance + h * terms * ROWS)
+                        column = columns_at + size * start * terms
+                        if vectors == 3:
+                            _tile_3(old_at, new_at, step, ahead, factors, column, terms, decay[h])
+                        elif vectors == 2:
+                            _tile_2(old_at, new_at, step, ahead, factors, column, terms, decay[h])
+                        else:
+                            _tile_1(old_at, new_at, step, ahead, factors, column, terms, decay[h])
+                        if not whole:
+                            for k in range(there):
+                                _store(new, at + k * n, edge[k * room :], width)
+
+    return run
+
+
+@_sum
+def _add_rows(out: Any, x: Any, factors: Any, at: Any, n: int) -> None:
+    """Four rows that lie somewhere, each times its factor, added to one."""
+    x0, x1, x2, x3 = x[at[0] : at[0] + n], x[at[1] : at[1] + n], x[at[2] : at[2] + n], x[at[3] : at[3] + n]
+    f0, f1, f2, f3 = factors[0], factors[1], factors[2], factors[3]
+    for j in range(n):
+        out[j] += f0 * x0[j] + f1 * x1[j] + f2 * x2[j] + f3 * x3[j]
+
+
+def carry_matrix(real: Any) -> Any:
+    """Matrices, each row times its signal, summed over lanes and nodes: read once."""
+
+    @_kernel
+    def run(address: int) -> None:
+        a = carray(_pointer(address), 8, np.int64)
+        copies, m, n, begin, end = a[0], a[1], a[2], a[3], a[4]
+        signal, matrix = carray(_pointer(a[5]), copies * m, real), carray(_pointer(a[6]), copies * m * n, real)
+        out = carray(_pointer(a[7]), m * n, real)
+        factors, at = np.zeros(4, real), np.zeros(4, np.int64)
+        for i in range(begin * n, end * n):
+            out[i] = real(0)
+        for first in range(begin, end, 8):  # rows that stay in the nearest cache
+            for copy in range(0, copies, 4):
+                for i in range(first, min(first + 8, end)):
+                    for k in range(4):
+                        there = copy + k < copies
+                        row = (copy + k if there else copy) * m + i
+                        factors[k] = signal[row] if there else real(0)
+                        at[k] = row * n
+                    _add_rows(out[i * n : i * n + n], matrix, factors, at, n)
 
     return run
 
@@ -1001,6 +1140,7 @@ KERNELS: dict[str, Callable[[Any], Any]] = {
         li_reverse,
         advance,
         advance_matrix,
+        carry_matrix,
         fold,
         bias,
         step,

@@ -48,6 +48,7 @@ class LayerStep(NamedTuple):
     segments: tuple[Segment, ...]  # empty where nothing is being learned
     plan: LayerPlan | None  # None there
     usual: Usual | None = None  # where it was run as a usual layer
+    traces: Callable[[], Traces] | None = None  # gives the state's traces, where they are advanced at the commit
 
 
 def check_rule(where: str, rule: object) -> None:
@@ -494,18 +495,20 @@ class Layer(Online):
         steps, lanes = x.shape[:2]
         x = x.flatten(2)
         leaving, staying = call.leaving(self._segments, steps)
-        before = self._folded(leaving) if call.learning else self._state
-        state = LayerState(self._rest(lanes), None) if before is None else before
-        traces = None
+        state = LayerState(self._rest(lanes), None) if self._state is None else self._state
+        traces, advanced = None, None
         segments: tuple[Segment, ...] = ()
         values = self.values()
         run = self.neuron.scan(values, self.current(x), state.neuron)
         if call.learning:
             assert plan is not None
-            traces = self._fresh_traces(lanes, plan.nodes) if plan.fresh else state.traces
+            if plan.fresh:
+                traces = self._fresh_traces(lanes, plan.nodes)
+            else:
+                traces, advanced = self._folded_later(leaving)
             tape = Tape(x, run.record, state.neuron, values, plan.nodes, self._constrained("decay"))
             segments = (*staying, Segment(tape, steps, call))
-        step = LayerStep(LayerState(run.state, traces), run.record, segments, plan)
+        step = LayerStep(LayerState(run.state, traces), run.record, segments, plan, traces=advanced)
         return _spread(run.y, 2, self._known_shapes()[1]), [Proposal(self, step)]
 
     def _usual_way(self, call: Call, plan: LayerPlan | None) -> Usual | None:
@@ -555,7 +558,8 @@ class Layer(Online):
             )
 
     def _commit(self, step: LayerStep, call: Call) -> None:  # noqa: ARG002
-        self._state, self._segments, self._plan = step.state, step.segments, step.plan
+        state = step.state if step.traces is None else step.state._replace(traces=step.traces())
+        self._state, self._segments, self._plan = state, step.segments, step.plan
         if step.usual is not None:
             step.usual.committed(step.state)
         if step.plan is not None and step.plan.fresh:
@@ -655,6 +659,16 @@ class Layer(Online):
             for segment in segments:
                 traces = segment.forget(self.rule.advance(self, traces, segment.tape))
         return self._state._replace(traces=traces)
+
+    def _folded_later(self, segments: Sequence[Segment]) -> tuple[Traces, Callable[[], Traces] | None]:
+        """The same traces, or a function that gives them at the commit, when the old ones are not needed any more."""
+        if self._state is None or not segments or segments[-1].reset is not None:
+            folded = self._folded(segments)
+            return None if folded is None else folded.traces, None
+        *earlier, last = segments
+        state = cast(LayerState, self._folded(earlier))
+        with full_precision(self.weight):
+            return None, self.rule.advance_later(self, state.traces, last.tape)
 
     def _forget(self) -> None:
         self._segments = ()

@@ -270,6 +270,15 @@ class Rule:
         """The traces after the tape's window, with the values that it was run with."""
         return traces
 
+    def advance_later(self, layer: LayerLike, traces: Traces, tape: Tape) -> Callable[[], Traces]:
+        """`advance` in two parts, for traces that nothing else refers to any more when the second is run.
+
+        All that may fail is done at once. The function that is returned gives the traces, and may write over the
+        old ones: it is called when every part of a model has accepted a call, or never.
+        """
+        advanced = self.advance(layer, traces, tape)
+        return lambda: advanced
+
     def carry(
         self,
         layer: LayerLike,  # noqa: ARG002

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -134,22 +134,32 @@ class Eligibility(AdjointRule):
 
     def advance(self, layer: LayerLike, traces: Traces, tape: Tape) -> EligibilityTraces:
         """One window further: the reverse scan with the probes `ls_t = q_h^(K-t)`, not summed over lanes."""
-        old = cast(EligibilityTraces, traces)
+        return self._advanced(layer, cast(EligibilityTraces, traces), tape, _now)()
+
+    def advance_later(self, layer: LayerLike, traces: Traces, tape: Tape) -> Callable[[], EligibilityTraces]:
+        """The same; the large matrices are written over."""
+        return self._advanced(layer, cast(EligibilityTraces, traces), tape, kernels.advance_matrix_later)
+
+    def _advanced(
+        self, layer: LayerLike, old: EligibilityTraces, tape: Tape, advance_matrix: Callable[..., Callable[[], Tensor]]
+    ) -> Callable[[], EligibilityTraces]:
+        """The traces, of which the large matrices are made by functions that `advance_matrix` gives."""
         own = advance_own(layer, old.own, tape)
         signal = signal_nodes(layer, tape.nodes, self.hops)
         if old.slopes is None or signal is None:
-            return EligibilityTraces(own, {}, None)
+            return lambda: EligibilityTraces(own, {}, None)
         probe = _probe(layer, tape, signal)
         leftover: Any = probe.leftover
         decay = (signal ** len(tape.x)).to(tape.x.dtype)[:, None]
-        matrices = {}
+        matrices: dict[str, Tensor] = {}
+        large: dict[str, Callable[[], Tensor]] = {}
         inputs = map_inputs(layer, tape)
         if inputs:
             at_border = written(layer, faded_leftover(leftover, old.own), tape.nodes, tape.values)
             for name, taken in inputs.items():
                 rows = (old.matrices[name], probe.g, at_border)
                 if name == "recurrent" or layer.fan_in == layer.in_features:
-                    matrices[name] = kernels.advance_matrix(*rows, taken, old.own[name], decay)
+                    large[name] = advance_matrix(*rows, taken, old.own[name], decay)
                 else:
                     matrices[name] = _advance_patches(*rows, layer.patches(taken), layer.patches(old.own[name]), decay)
         added = probe.own | ({"bias": probe.g.sum(0)} if "bias" in old.own else {})
@@ -157,7 +167,12 @@ class Eligibility(AdjointRule):
             chain = layer.neuron.chain(tape.values, "input" if name == "bias" else name)
             carried = within + carried_by(leftover, old.own[name], chain)
             matrices[name] = decay * old.matrices[name] + carried.transpose(0, 1)
-        return EligibilityTraces(own, matrices, advance_slopes(layer, old.slopes, tape, signal))
+        slopes = advance_slopes(layer, old.slopes, tape, signal)
+
+        def finished() -> EligibilityTraces:
+            return EligibilityTraces(own, matrices | {name: advanced() for name, advanced in large.items()}, slopes)
+
+        return finished
 
     def carry(self, layer: LayerLike, traces: Traces, border: Border, wanted: bool) -> tuple[Gradients, Tensor | None]:
         """`a_0` times the own traces, and the signal times the eligibility matrices; hands down `W^T Lambda`."""
@@ -186,11 +201,17 @@ class Eligibility(AdjointRule):
             if not layer.wants(name):
                 continue
             if name in MATRICES:
-                each = torch.einsum("bhm,bhmn->mn", signal, matrix)
+                each = kernels.carry_matrix(signal, matrix)
                 gradients[name] += layer.fold(each) if name == "weight" else each
                 continue
             per_lane = (signal * matrix).sum(1)
             gradients[name] += per_lane.sum(0) if name == "bias" else sum_to_shape(per_lane, values[name])
+
+
+def _now(*arguments: Tensor) -> Callable[[], Tensor]:
+    """`advance_matrix_later` for matrices that must stay as they are."""
+    new = kernels.advance_matrix(*arguments)
+    return lambda: new
 
 
 def _probe(layer: LayerLike, tape: Tape, signal: Tensor) -> Reverse:
