@@ -191,6 +191,14 @@ def carry_matrix(signal: Tensor, matrix: Tensor) -> Tensor:
     return torch.einsum("bhm,bhmn->mn", signal, matrix)
 
 
+def carry_advanced(
+    signal: Tensor, before: Tensor, g: Tensor, border: Tensor, taken: Tensor, past: Tensor, decay: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Both in one: `carry_matrix` of the matrices that `advance_matrix` makes, and these."""
+    matrix = advance_matrix(before, g, border, taken, past, decay)
+    return carry_matrix(signal, matrix), matrix
+
+
 def average(trace: Tensor, normaliser: Tensor) -> Tensor:
     """The average that a trace holds, corrected for its start: `trace / normaliser`, 0 where the normaliser is 0.
 

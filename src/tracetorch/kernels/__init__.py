@@ -11,7 +11,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
@@ -27,7 +27,7 @@ __all__ = [
     "advance_bank",
     "advance_chain",
     "advance_matrix",
-    "advance_matrix_later",
+    "carry_advanced",
     "carry_matrix",
     "knows",
     "li",
@@ -168,27 +168,23 @@ def advance_bank(traces: Tensor, drive: Tensor, nodes: Tensor) -> Tensor:
     return new
 
 
-def advance_matrix(before: Tensor, g: Tensor, border: Tensor, taken: Tensor, past: Tensor, decay: Tensor) -> Tensor:
-    """See `functional.trace.advance_matrix`."""
+def advance_matrix(
+    before: Tensor,
+    g: Tensor,
+    border: Tensor,
+    taken: Tensor,
+    past: Tensor,
+    decay: Tensor,
+    *,
+    overwrite: bool = False,
+) -> Tensor:
+    """See `functional.trace.advance_matrix`; with `overwrite` may use the memory of `before` for what it returns."""
     kernels = cpu_for(before)
     if kernels is None:
         return trace.advance_matrix(before, g, border, taken, past, decay)
     inputs = (tensor.contiguous() for tensor in (before, g, border, taken, past, decay))
-    new: Tensor = kernels.advance_matrix(*inputs)
+    new: Tensor = kernels.advance_matrix(*inputs, overwrite=overwrite)
     return new
-
-
-def advance_matrix_later(
-    before: Tensor, g: Tensor, border: Tensor, taken: Tensor, past: Tensor, decay: Tensor
-) -> Callable[[], Tensor]:
-    """`advance_matrix` in two parts: what may be refused, and a function that may write over `before` when called."""
-    kernels = cpu_for(before)
-    if kernels is None or not before.is_contiguous():
-        new = advance_matrix(before, g, border, taken, past, decay)
-        return lambda: new
-    kernels.compiled("advance_matrix", before.dtype)
-    inputs = [before, *(tensor.contiguous() for tensor in (g, border, taken, past, decay))]
-    return functools.partial(kernels.advance_matrix, *inputs, new=before)
 
 
 def carry_matrix(signal: Tensor, matrix: Tensor) -> Tensor:
@@ -198,6 +194,26 @@ def carry_matrix(signal: Tensor, matrix: Tensor) -> Tensor:
         return trace.carry_matrix(signal, matrix)
     summed: Tensor = kernels.carry_matrix(signal.contiguous(), matrix.contiguous())
     return summed
+
+
+def carry_advanced(
+    signal: Tensor,
+    before: Tensor,
+    g: Tensor,
+    border: Tensor,
+    taken: Tensor,
+    past: Tensor,
+    decay: Tensor,
+    *,
+    overwrite: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """See `functional.trace.carry_advanced`; with `overwrite` may use the memory of `before` for what it returns."""
+    kernels = cpu_for(before)
+    if kernels is None:
+        return trace.carry_advanced(signal, before, g, border, taken, past, decay)
+    inputs = (tensor.contiguous() for tensor in (signal, before, g, border, taken, past, decay))
+    both: tuple[Tensor, Tensor] = kernels.carry_advanced(*inputs, overwrite=overwrite)
+    return both
 
 
 def _spread(drive: Tensor, traces: Tensor) -> Tensor:

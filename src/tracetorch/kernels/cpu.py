@@ -288,15 +288,34 @@ def _advance(
 
 
 def advance_matrix(
-    before: Tensor, g: Tensor, border: Tensor, taken: Tensor, past: Tensor, decay: Tensor, new: Tensor | None = None
+    before: Tensor,
+    g: Tensor,
+    border: Tensor,
+    taken: Tensor,
+    past: Tensor,
+    decay: Tensor,
+    *,
+    signal: Tensor | None = None,
+    carried: Tensor | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
-    """`functional.trace.advance_matrix`; written to `new`, which may be `before`."""
+    """`functional.trace.advance_matrix`, where asked written over `before`.
+
+    With a signal (B, H, m), what `carry_matrix` makes of it is written to `carried` (m, n) on the way.
+    """
     lanes, h, m, n = before.shape
-    new = memory.empty(before.shape, before.dtype) if new is None else new
-    table = [len(g), lanes, h, m, n, border.shape[2], 0, lanes]
-    table += [tensor.data_ptr() for tensor in (before, g, border, taken, past, decay, new)]
-    run_in_parts("advance_matrix", before.dtype, table, 6, 1, len(g) * before.numel())
+    new = before if overwrite else memory.empty(before.shape, before.dtype)
+    table = [len(g), lanes, h, m, n, border.shape[2], 0, m]
+    table += [address(tensor) for tensor in (before, g, border, taken, past, decay, new, signal, carried)]
+    run_in_parts("advance_matrix", before.dtype, table, 6, loops.ROWS, len(g) * before.numel())
     return new
+
+
+def carry_advanced(signal: Tensor, before: Tensor, *window: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor]:
+    """`functional.trace.carry_advanced`, where asked written over `before`: the matrices are read once."""
+    carried = memory.empty(before.shape[2:], before.dtype)
+    new = advance_matrix(before, *window, signal=signal, carried=carried, overwrite=overwrite)
+    return carried, new
 
 
 def carry_matrix(signal: Tensor, matrix: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def _aligned(count: int, kind: Any) -> Any:
 
 
 @_loop
-def _address(array: Any) -> int:
+def _address(array: Any) -> Any:
     return np.int64(array.ctypes.data)
 
 
@@ -699,17 +699,17 @@ def advance(real: Any) -> Any:
 def _tile(vectors: int) -> Any:
     """`new = decay * old + factors^T columns` for `ROWS` rows of so many vectors, held in registers meanwhile.
 
-    Takes the addresses of both, of which `new` may be `old`; how many bytes it is from a row to the next; the address of
-    what will be `old` soon; those of the factors (terms, ROWS) and the columns (terms, the width of the rows), both
-    without gaps; the number of terms; and the decay.
+    Takes the decay and a tuple of integers: the addresses of both, of which `new` may be `old`; how many bytes it is
+    from a row to the next; the address of what will be `old` soon; those of the factors (terms, ROWS) and the columns
+    (terms, the width of the rows), both without gaps; the number of terms; the address of rows to which `new` times the
+    signals (ROWS) is added, 0 for none, and that of the signals.
     """
 
-    def typed(  # noqa: PLR0913
-        typing: Any, old: Any, new: Any, step: Any, ahead: Any, factors: Any, columns: Any, terms: Any, decay: Any
-    ) -> Any:  # noqa: ARG001
+    def typed(typing: Any, decay: Any, integers: Any) -> Any:  # noqa: ARG001
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            old, new, step, ahead, factors, columns, terms, decay = arguments
-            bits = signature.args[-1].bitwidth
+            decay, integers = arguments
+            old, new, step, ahead, factors, columns, terms, out, signals = cgutils.unpack_tuple(builder, integers, 9)
+            bits = signature.args[0].bitwidth
             size, byte, number = bits // 8, ir.IntType(8), decay.type
             vector = ir.VectorType(number, VECTOR // size)
 
@@ -733,7 +733,9 @@ def _tile(vectors: int) -> Any:
             def spread(scalar: Any) -> Any:
                 nothing = ir.Constant(vector, ir.Undefined)
                 first = builder.insert_element(nothing, scalar, ir.Constant(cgutils.int32_t, 0))
-                return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(cgutils.int32_t, vector.count), 0))
+                return builder.shuffle_vector(
+                    first, nothing, ir.Constant(ir.VectorType(cgutils.int32_t, vector.count), 0)
+                )
 
             places, sums, decays = [], [], spread(decay)
             for row in range(ROWS):
@@ -754,9 +756,16 @@ def _tile(vectors: int) -> Any:
                         builder.store(builder.call(add_product, [by, x, builder.load(total)]), total)
             for place, total in zip(places, sums, strict=True):
                 builder.store(builder.load(total), pointer(builder.add(new, place), vector), align=size)
+            with builder.if_then(builder.icmp_signed("!=", out, ir.Constant(out.type, 0))):
+                for row in range(ROWS):
+                    by = spread(load(moved(signals, size * row), number))
+                    for v in range(vectors):
+                        at = builder.add(out, places[row * vectors + v])
+                        added = builder.call(add_product, [by, builder.load(sums[row * vectors + v]), load(at, vector)])
+                        builder.store(added, pointer(at, vector), align=size)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7, decay), generate
+        return types.void(decay, types.UniTuple(types.int64, 9)), generate
 
     return intrinsic(typed)
 
@@ -786,12 +795,21 @@ def _pack_rows(rows: Any, window: Any, at: int, term: int, distance: int, m: int
         rows[whole * distance + term * ROWS + k] = part[whole * ROWS + k]
 
 
+@_sum
+def _add_row(out: Any, x: Any, factor: Any, n: int) -> None:
+    for j in range(n):
+        out[j] += factor * x[j]
+
+
 def advance_matrix(real: Any) -> Any:
-    """A product of few terms for each lane, added to matrices that fade: read once, written once, maybe in place."""
+    """A product of few terms for each lane, added to matrices that fade: read once, written once, maybe in place.
+
+    Where there is a signal, their product with it, summed over lanes and nodes, on the way.
+    """
 
     @_kernel
     def run(address: int) -> None:
-        a = carray(_pointer(address), 15, np.int64)
+        a = carray(_pointer(address), 17, np.int64)
         steps, lanes, nodes, m, n, stages, begin, end = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]
         before, g = (
             carray(_pointer(a[8]), lanes * nodes * m * n, real),
@@ -803,35 +821,48 @@ def advance_matrix(real: Any) -> Any:
         )
         past, decay = carray(_pointer(a[12]), lanes * stages * n, real), carray(_pointer(a[13]), nodes, real)
         new = carray(_pointer(a[14]), lanes * nodes * m * n, real)
+        signal, out = carray(_pointer(a[15]), lanes * nodes * m, real), carray(_pointer(a[16]), m * n, real)
+        carries = a[16] != 0
         size = before.itemsize
         wide = VECTOR // size
-        panel, terms, blocks = 3 * wide, steps + stages, -(-m // ROWS)
+        mine = end - begin
+        panel, terms, blocks = 3 * wide, steps + stages, -(-mine // ROWS)
         distance = nodes * terms * ROWS
         rows, columns = _aligned(blocks * distance, real), _aligned(terms * -(-n // wide) * wide, real)
-        edge = _aligned(ROWS * panel, real)
-        rows_at, columns_at, edge_at = _address(rows), _address(columns), _address(edge)
-        for lane in range(begin, end):
+        edge, signals = _aligned(ROWS * panel, real), np.zeros(blocks * nodes * ROWS, real)
+        rows_at, columns_at = _address(rows), _address(columns)
+        edge_at, signals_at = _address(edge), _address(signals)
+        if carries:
+            for i in range(begin * n, end * n):
+                out[i] = real(0)
+        for lane in range(lanes):
             for t in range(steps):
                 _pack_columns(columns, taken, (t * lanes + lane) * n, t, terms, n, panel)
             for s in range(stages):
                 _pack_columns(columns, past, (lane * stages + s) * n, steps + s, terms, n, panel)
             for h in range(nodes):
                 for t in range(steps):
-                    _pack_rows(rows, g, ((t * nodes + h) * lanes + lane) * m, h * terms + t, distance, m)
+                    at = ((t * nodes + h) * lanes + lane) * m + begin
+                    _pack_rows(rows, g, at, h * terms + t, distance, mine)
                 for s in range(stages):
-                    at = ((h * lanes + lane) * stages + s) * m
-                    _pack_rows(rows, border, at, h * terms + steps + s, distance, m)
+                    at = ((h * lanes + lane) * stages + s) * m + begin
+                    _pack_rows(rows, border, at, h * terms + steps + s, distance, mine)
+                if carries:
+                    _pack_rows(signals, signal, (lane * nodes + h) * m + begin, h, nodes * ROWS, mine)
             for block in range(blocks):
-                there = min(ROWS, m - block * ROWS)
+                first = begin + block * ROWS
+                there = min(ROWS, end - first)
                 for start in range(0, n, panel):
                     width = min(panel, n - start)
                     vectors = -(-width // wide)
                     room = vectors * wide
                     whole = there == ROWS and width == room
                     for h in range(nodes):
-                        at = ((lane * nodes + h) * m + block * ROWS) * n + start
+                        at = ((lane * nodes + h) * m + first) * n + start
                         ahead = a[8] + size * (at + panel if start + panel < n else at - start + ROWS * n)
+                        total_at = 0
                         if whole:
+                            total_at = a[16] + size * (first * n + start) if carries else 0
                             old_at, new_at, step = a[8] + size * at, a[14] + size * at, size * n
                         else:
                             for k in range(there):
@@ -839,15 +870,20 @@ def advance_matrix(real: Any) -> Any:
                             old_at, new_at, step = edge_at, edge_at, size * room
                         factors = rows_at + size * (block * distance + h * terms * ROWS)
                         column = columns_at + size * start * terms
+                        by = signals_at + size * (block * nodes + h) * ROWS
+                        places = (old_at, new_at, step, ahead, factors, column, terms, total_at, by)
                         if vectors == 3:
-                            _tile_3(old_at, new_at, step, ahead, factors, column, terms, decay[h])
+                            _tile_3(decay[h], places)
                         elif vectors == 2:
-                            _tile_2(old_at, new_at, step, ahead, factors, column, terms, decay[h])
+                            _tile_2(decay[h], places)
                         else:
-                            _tile_1(old_at, new_at, step, ahead, factors, column, terms, decay[h])
+                            _tile_1(decay[h], places)
                         if not whole:
                             for k in range(there):
                                 _store(new, at + k * n, edge[k * room :], width)
+                                if carries:
+                                    factor = signals[(block * nodes + h) * ROWS + k]
+                                    _add_row(out[(first + k) * n + start :], edge[k * room :], factor, width)
 
     return run
 

@@ -15,7 +15,20 @@ from ..functional import scan
 from ..functional.bank import Bank
 from ..functional.scan import Scan, Values
 from ..rules import InputTrace, Rule
-from ..rules.base import Gradients, ModelDecays, Neuron, Nodes, Segment, Tape, Traces, Wanted, map_tensors, masked
+from ..rules.base import (
+    Gradients,
+    ModelDecays,
+    Neuron,
+    Nodes,
+    Segment,
+    Tape,
+    Traces,
+    Wanted,
+    map_tensors,
+    masked,
+    own_pending,
+    settled,
+)
 from . import synapse as synapses
 from .constraint import Constrained, Positive, UnitInterval
 from .online import Online, PartBackward, Proposal, Rescaling, fits, shown
@@ -48,7 +61,6 @@ class LayerStep(NamedTuple):
     segments: tuple[Segment, ...]  # empty where nothing is being learned
     plan: LayerPlan | None  # None there
     usual: Usual | None = None  # where it was run as a usual layer
-    traces: Callable[[], Traces] | None = None  # gives the state's traces, where they are advanced at the commit
 
 
 def check_rule(where: str, rule: object) -> None:
@@ -495,20 +507,18 @@ class Layer(Online):
         steps, lanes = x.shape[:2]
         x = x.flatten(2)
         leaving, staying = call.leaving(self._segments, steps)
-        state = LayerState(self._rest(lanes), None) if self._state is None else self._state
-        traces, advanced = None, None
+        before = self._folded(leaving) if call.learning else self._state
+        state = LayerState(self._rest(lanes), None) if before is None else before
+        traces = None
         segments: tuple[Segment, ...] = ()
         values = self.values()
         run = self.neuron.scan(values, self.current(x), state.neuron)
         if call.learning:
             assert plan is not None
-            if plan.fresh:
-                traces = self._fresh_traces(lanes, plan.nodes)
-            else:
-                traces, advanced = self._folded_later(leaving)
+            traces = self._fresh_traces(lanes, plan.nodes) if plan.fresh else state.traces
             tape = Tape(x, run.record, state.neuron, values, plan.nodes, self._constrained("decay"))
             segments = (*staying, Segment(tape, steps, call))
-        step = LayerStep(LayerState(run.state, traces), run.record, segments, plan, traces=advanced)
+        step = LayerStep(LayerState(run.state, traces), run.record, segments, plan)
         return _spread(run.y, 2, self._known_shapes()[1]), [Proposal(self, step)]
 
     def _usual_way(self, call: Call, plan: LayerPlan | None) -> Usual | None:
@@ -558,10 +568,11 @@ class Layer(Online):
             )
 
     def _commit(self, step: LayerStep, call: Call) -> None:  # noqa: ARG002
-        state = step.state if step.traces is None else step.state._replace(traces=step.traces())
-        self._state, self._segments, self._plan = state, step.segments, step.plan
+        self._state, self._segments, self._plan = step.state, step.segments, step.plan
         if step.usual is not None:
             step.usual.committed(step.state)
+        else:
+            own_pending(step.state.traces)
         if step.plan is not None and step.plan.fresh:
             self._warned_of_range = False
 
@@ -647,8 +658,9 @@ class Layer(Online):
         self._forget()
 
     def _advanced_state(self) -> LayerState | None:
-        """The state with all tapes folded into the traces."""
-        return self._folded(self._segments)
+        """The state with all tapes folded into the traces, none of which is pending."""
+        state = self._folded(self._segments)
+        return None if state is None else state._replace(traces=settled(state.traces))
 
     def _folded(self, segments: Sequence[Segment]) -> LayerState | None:
         """The state with these tapes, the oldest, folded into the traces."""
@@ -659,16 +671,6 @@ class Layer(Online):
             for segment in segments:
                 traces = segment.forget(self.rule.advance(self, traces, segment.tape))
         return self._state._replace(traces=traces)
-
-    def _folded_later(self, segments: Sequence[Segment]) -> tuple[Traces, Callable[[], Traces] | None]:
-        """The same traces, or a function that gives them at the commit, when the old ones are not needed any more."""
-        if self._state is None or not segments or segments[-1].reset is not None:
-            folded = self._folded(segments)
-            return None if folded is None else folded.traces, None
-        *earlier, last = segments
-        state = cast(LayerState, self._folded(earlier))
-        with full_precision(self.weight):
-            return None, self.rule.advance_later(self, state.traces, last.tape)
 
     def _forget(self) -> None:
         self._segments = ()
