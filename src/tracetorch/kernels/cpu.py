@@ -101,7 +101,7 @@ def spiking(current: Tensor, start: State, values: Values, form: Form) -> Scan:
     """`functional.scan.spiking`; u is written over the currents."""
     steps, lanes, m = current.shape
     dtype, size = current.dtype, lanes * m
-    y = torch.empty_like(current)
+    y = memory.empty(current.shape, dtype)
     after = State(*[None if part is None else torch.empty_like(part) for part in start])  # type: ignore[arg-type]
     cur = torch.empty_like(current) if start.cur is not None or form.gain == "leak" else None
     adapt = None if start.adapt is None else torch.empty_like(current)
@@ -164,7 +164,7 @@ def spiking_reverse(
     shape = (lanes, m) if u.ndim == 3 else (probes, lanes, m)
     ls_kind = 0 if ls is None else 1 if u.ndim == 3 else 2
     ls_step = 0 if ls is None else size if ls_kind == 1 else probes
-    h = u.new_empty(steps, *shape)
+    h = memory.empty((steps, *shape), dtype)
     needs_spk = "recurrent" in values or (form.attached and form.delayed)
     state = [start.mem, start.cur, start.adapt, start.spk if needs_spk else None]
     leftover = State(*[None if part is None else u.new_empty(shape) for part in state])  # type: ignore[arg-type]

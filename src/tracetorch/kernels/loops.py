@@ -717,6 +717,9 @@ def _tile(vectors: int) -> Any:
                 return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, taken), name)
 
             add_product = intrinsic_of(f"llvm.fmuladd.v{VECTOR // size}f{bits}", vector, [vector] * 3)
+            size_of = intrinsic_of(f"llvm.fabs.v{VECTOR // size}f{bits}", vector, [vector])
+            tiny = np.finfo(np.float32 if bits == 32 else np.float64).tiny
+            least = ir.Constant(vector, [float(tiny) * 2**24] * vector.count)  # see `fold`
             hint = [byte.as_pointer(), *[cgutils.int32_t] * 3]
             fetch = intrinsic_of("llvm.prefetch.p0", ir.VoidType(), hint)
             for_reading = [ir.Constant(cgutils.int32_t, code) for code in (0, 3, 1)]  # into the nearest cache
@@ -743,7 +746,9 @@ def _tile(vectors: int) -> Any:
                 places += [moved(start, VECTOR * v) for v in range(vectors)]
             for place in places:
                 sums.append(cgutils.alloca_once(builder, vector))
-                builder.store(builder.fmul(decays, load(builder.add(old, place), vector)), sums[-1])
+                decayed = builder.fmul(decays, load(builder.add(old, place), vector))
+                stays = builder.fcmp_unordered(">", builder.call(size_of, [decayed]), least)
+                builder.store(builder.select(stays, decayed, ir.Constant(vector, None)), sums[-1])
             for place in places:
                 builder.call(fetch, [pointer(builder.add(ahead, place), byte), *for_reading])
             with cgutils.for_range(builder, terms) as loop:
