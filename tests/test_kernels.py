@@ -5,6 +5,7 @@ import sys
 import warnings
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -173,3 +174,13 @@ def test_several_threads_compute_the_same_matrices() -> None:
         torch.set_num_threads(threads)
     for a, b in zip(one, several, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_matrices_that_fade_become_zero_and_what_is_not_a_number_stays(dtype: torch.dtype) -> None:
+    tiny = torch.finfo(dtype).tiny
+    before = torch.tensor([tiny, -tiny, tiny / 8, 1.0, torch.nan, -torch.inf], dtype=dtype).repeat(1, 1, 9, 10)
+    window = [torch.zeros(size, dtype=dtype) for size in ((3, 1, 1, 9), (1, 1, 1, 9), (3, 1, 60), (1, 1, 60))]
+    came = kernels.advance_matrix(before, *window, torch.full((1, 1), 0.5, dtype=dtype))
+    expected = torch.tensor([0.0, 0.0, 0.0, 0.5, torch.nan, -torch.inf], dtype=dtype).repeat(1, 1, 9, 10)
+    assert torch.equal(came.nan_to_num(7.0), expected.nan_to_num(7.0))
