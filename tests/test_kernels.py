@@ -5,6 +5,7 @@ import sys
 import warnings
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,17 +146,57 @@ def test_a_model_learns_the_same_with_and_without_kernels() -> None:
         close(a, b)
 
 
+@st.composite
+def matrices(draw: st.DrawFn) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A signal, and what `advance_matrix` takes: matrices of odd and even sizes, spikes or anything else as inputs."""
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    steps, lanes, nodes, stages = (draw(st.sampled_from(sizes)) for sizes in ([1, 2, 9, 32], [1, 3], [1, 2, 3], [1, 2]))
+    m, n = draw(st.sampled_from([1, 4, 8, 9, 21])), draw(st.sampled_from([1, 7, 16, 47, 48, 49, 128, 600]))
+    sizes = [(lanes, nodes, m, n), (steps, nodes, lanes, m), (nodes, lanes, stages, m)]
+    sizes += [(steps, lanes, n), (lanes, stages, n)]
+    drawn = [torch.randn(size, dtype=dtype) for size in sizes]
+    activity = draw(st.sampled_from([None, 0.0, 0.15, 1.0]))
+    if activity is not None:
+        drawn[3] = (torch.rand(sizes[3]) < activity).to(dtype)
+    return torch.randn(sizes[0][:3], dtype=dtype), (*drawn, torch.rand(nodes, 1, dtype=dtype))
+
+
 @several
-@given(
-    st.data(),
-    st.tuples(st.sampled_from([1, 2, 9]), st.sampled_from([1, 3]), st.sampled_from([1, 7, 600])),
-    st.sampled_from([torch.float32, torch.float64]),
-)
-def test_matrices_are_the_reference(data: st.DataObject, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    torch.manual_seed(data.draw(st.integers(0, 2**16)))
-    steps, lanes, n = shape
-    nodes, stages, m = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2)), data.draw(st.sampled_from([1, 4, 9]))
-    sizes = [(lanes, nodes, m, n), (steps, nodes, lanes, m), (nodes, lanes, stages, m), shape, (lanes, stages, n)]
-    given_ = [torch.randn(size, dtype=dtype) for size in sizes]
-    decay = torch.rand(nodes, 1, dtype=dtype)
-    same(kernels.advance_matrix(*given_, decay), trace.advance_matrix(*given_, decay))
+@given(matrices(), st.booleans())
+def test_matrices_are_the_reference(given: tuple[Tensor, tuple[Tensor, ...]], overwrite: bool) -> None:
+    signal, (before, *window) = given
+    expected = trace.carry_advanced(signal, before, *window)
+    was, copy = before.clone(), before.clone()
+    advanced = kernels.advance_matrix(before, *window, overwrite=overwrite)
+    carried, matrix = kernels.carry_advanced(signal, copy, *window, overwrite=overwrite)
+    same((carried, matrix), expected)
+    same(kernels.carry_matrix(signal, matrix), expected[0])
+    assert torch.equal(advanced, matrix)
+    for given_, new in ((before, advanced), (copy, matrix)):
+        assert (given_.data_ptr() == new.data_ptr()) == overwrite
+        assert overwrite or torch.equal(given_, was)
+
+
+def test_several_threads_compute_the_same_matrices() -> None:
+    sizes = [(8, 2, 37, 200), (16, 2, 8, 37), (2, 8, 1, 37), (16, 8, 200), (8, 1, 200)]
+    window, signal = [*(torch.randn(size) for size in sizes), torch.rand(2, 1)], torch.randn(8, 2, 37)
+    one = (*kernels.carry_advanced(signal, *window), kernels.carry_matrix(signal, window[0]))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        several = (*kernels.carry_advanced(signal, *window), kernels.carry_matrix(signal, window[0]))
+    finally:
+        torch.set_num_threads(threads)
+    for a, b in zip(one, several, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_matrices_that_fade_become_zero_and_what_is_not_a_number_stays(dtype: torch.dtype) -> None:
+    tiny = torch.finfo(dtype).tiny
+    before = torch.tensor([tiny, -tiny, tiny / 8, 1.0, torch.nan, -torch.inf], dtype=dtype).repeat(1, 1, 9, 10)
+    window = [torch.zeros(size, dtype=dtype) for size in ((3, 1, 1, 9), (1, 1, 1, 9), (3, 1, 60), (1, 1, 60))]
+    came = kernels.advance_matrix(before, *window, torch.full((1, 1), 0.5, dtype=dtype))
+    expected = torch.tensor([0.0, 0.0, 0.0, 0.5, torch.nan, -torch.inf], dtype=dtype).repeat(1, 1, 9, 10)
+    assert torch.equal(came.nan_to_num(7.0), expected.nan_to_num(7.0))

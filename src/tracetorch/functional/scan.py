@@ -180,11 +180,17 @@ class Steps(NamedTuple):
         return _after_reset(record.u + self.theta, self.theta, self.spikes, form)
 
 
+def threshold_of(record: Record, values: Values) -> Tensor:
+    """The threshold of each step of a window (K, B, m); () or (m,) where it does not adapt."""
+    theta = values["threshold"]
+    if record.adapt is None:
+        return theta
+    return torch.addcmul(theta, record.adapt, values["kappa"])  # as in the forward scan, to the last bit
+
+
 def steps_of(record: Record, values: Values, form: Form) -> Steps:
     """What was in each step of a window."""
-    theta = values["threshold"]
-    if record.adapt is not None:
-        theta = torch.addcmul(theta, record.adapt, values["kappa"])  # as in the forward scan, to the last bit
+    theta = threshold_of(record, values)
     y = form.firing.emit(record.u, theta) if record.y is None else record.y
     return Steps(theta, y, form.firing.count(y))
 

@@ -175,6 +175,30 @@ def advance_matrix(before: Tensor, g: Tensor, border: Tensor, taken: Tensor, pas
     return torch.baddbmm(kept, rows, columns).view(lanes, h, m, n)
 
 
+def carry_matrix(signal: Tensor, matrix: Tensor) -> Tensor:
+    """What matrices make of a signal: `sum over lanes and nodes of signal * matrix`.
+
+    Args:
+        signal: (B, H, m).
+        matrix: (B, H, m, n).
+
+    Returns:
+        (m, n).
+
+    >>> carry_matrix(torch.ones(2, 1, 1), torch.ones(2, 1, 1, 3))
+    tensor([[2., 2., 2.]])
+    """
+    return torch.einsum("bhm,bhmn->mn", signal, matrix)
+
+
+def carry_advanced(
+    signal: Tensor, before: Tensor, g: Tensor, border: Tensor, taken: Tensor, past: Tensor, decay: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Both in one: `carry_matrix` of the matrices that `advance_matrix` makes, and these."""
+    matrix = advance_matrix(before, g, border, taken, past, decay)
+    return carry_matrix(signal, matrix), matrix
+
+
 def average(trace: Tensor, normaliser: Tensor) -> Tensor:
     """The average that a trace holds, corrected for its start: `trace / normaliser`, 0 where the normaliser is 0.
 

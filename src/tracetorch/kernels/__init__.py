@@ -29,6 +29,8 @@ __all__ = [
     "advance_bank",
     "advance_chain",
     "advance_matrix",
+    "carry_advanced",
+    "carry_matrix",
     "knows",
     "li",
     "li_reverse",
@@ -173,13 +175,22 @@ def advance_bank(traces: Tensor, drive: Tensor, nodes: Tensor) -> Tensor:
     return new
 
 
-def advance_matrix(before: Tensor, g: Tensor, border: Tensor, taken: Tensor, past: Tensor, decay: Tensor) -> Tensor:
-    """See `functional.trace.advance_matrix`."""
+def advance_matrix(
+    before: Tensor,
+    g: Tensor,
+    border: Tensor,
+    taken: Tensor,
+    past: Tensor,
+    decay: Tensor,
+    *,
+    overwrite: bool = False,
+) -> Tensor:
+    """See `functional.trace.advance_matrix`; with `overwrite` may use the memory of `before` for what it returns."""
     kernels = cpu_for(before)
     if kernels is None:
         return trace.advance_matrix(before, g, border, taken, past, decay)
     inputs = (tensor.contiguous() for tensor in (before, g, border, taken, past, decay))
-    new: Tensor = kernels.advance_matrix(*inputs)
+    new: Tensor = kernels.advance_matrix(*inputs, overwrite=overwrite)
     return new
 
 
@@ -205,6 +216,35 @@ def weight_gradient(window: Spikes, g: Tensor) -> Tensor:
     """See `functional.spikes.weight_gradient`."""
     kernels = cpu_for(g)
     return spikes.weight_gradient(window, g) if kernels is None else kernels.weight_gradient(window, g.contiguous())
+
+
+def carry_matrix(signal: Tensor, matrix: Tensor) -> Tensor:
+    """See `functional.trace.carry_matrix`."""
+    kernels = cpu_for(matrix)
+    if kernels is None:
+        return trace.carry_matrix(signal, matrix)
+    summed: Tensor = kernels.carry_matrix(signal.contiguous(), matrix.contiguous())
+    return summed
+
+
+def carry_advanced(
+    signal: Tensor,
+    before: Tensor,
+    g: Tensor,
+    border: Tensor,
+    taken: Tensor,
+    past: Tensor,
+    decay: Tensor,
+    *,
+    overwrite: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """See `functional.trace.carry_advanced`; with `overwrite` may use the memory of `before` for what it returns."""
+    kernels = cpu_for(before)
+    if kernels is None:
+        return trace.carry_advanced(signal, before, g, border, taken, past, decay)
+    inputs = (tensor.contiguous() for tensor in (signal, before, g, border, taken, past, decay))
+    both: tuple[Tensor, Tensor] = kernels.carry_advanced(*inputs, overwrite=overwrite)
+    return both
 
 
 def _spread(drive: Tensor, traces: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..functional.scan import Form, Record, Reverse, Scan, State, Values
 from ..functional.spikes import WORD, Spikes
 from ..functional.trace import Stage
-from . import bits, loops, memory
+from . import bits, loops, matrices, memory
 from .forms import FIRINGS, SURROGATES, add_recurrent, draws
 
 ENTRIES_FOR_THREADS = 2**18  # steps times neurons and lanes, from which several threads are faster than one
@@ -34,7 +34,7 @@ _RESETS = {"subtract": loops.SUBTRACT, "zero": loops.ZERO, "none": loops.NONE}
 _TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 _OWN = ("beta", "alpha", "threshold", "kappa", "rho")  # in the order of the table
 
-_KERNELS = loops.KERNELS | bits.KERNELS
+_KERNELS = loops.KERNELS | bits.KERNELS | matrices.KERNELS
 
 DTYPES = frozenset(_TYPES)
 BLOCK = loops.BLOCK
@@ -191,7 +191,7 @@ def spiking(current: Tensor, start: State, values: Values, form: Form, given: Te
     """`functional.scan.spiking`; u is written over the currents."""
     steps, lanes, m = current.shape
     dtype, size = current.dtype, lanes * m
-    y = torch.empty_like(current) if given is None else given
+    y = memory.empty(current.shape, dtype) if given is None else given
     after = State(*[None if part is None else torch.empty_like(part) for part in start])  # type: ignore[arg-type]
     cur = torch.empty_like(current) if start.cur is not None or form.gain == "leak" else None
     adapt = None if start.adapt is None else torch.empty_like(current)
@@ -288,7 +288,7 @@ def spiking_reverse(
     dtype, size, probes = u.dtype, lanes * m, 1 if u.ndim == 3 or ls is None else ls.shape[1]
     shape = (lanes, m) if u.ndim == 3 else (probes, lanes, m)
     signal = (0, 0) if ls is None else (1, size) if u.ndim == 3 else (2, probes)
-    h = u.new_empty(steps, *shape)
+    h = memory.empty((steps, *shape), dtype)
     needs_spk = "recurrent" in values or (form.attached and form.delayed)
     state = [start.mem, start.cur, start.adapt, start.spk if needs_spk else None]
     leftover = State(*[None if part is None else u.new_empty(shape) for part in state])  # type: ignore[arg-type]
@@ -448,14 +448,44 @@ def _advance(
     return new
 
 
-def advance_matrix(before: Tensor, g: Tensor, border: Tensor, taken: Tensor, past: Tensor, decay: Tensor) -> Tensor:
-    """`functional.trace.advance_matrix`."""
+def advance_matrix(
+    before: Tensor,
+    g: Tensor,
+    border: Tensor,
+    taken: Tensor,
+    past: Tensor,
+    decay: Tensor,
+    *,
+    signal: Tensor | None = None,
+    carried: Tensor | None = None,
+    overwrite: bool = False,
+) -> Tensor:
+    """`functional.trace.advance_matrix`, where asked written over `before`.
+
+    With a signal (B, H, m), what `carry_matrix` makes of it is written to `carried` (m, n) on the way.
+    """
     lanes, h, m, n = before.shape
-    new = memory.empty(before.shape, before.dtype)
-    table = [len(g), lanes, h, m, n, border.shape[2], 0, lanes]
-    table += [tensor.data_ptr() for tensor in (before, g, border, taken, past, decay, new)]
-    run_in_parts("advance_matrix", before.dtype, table, 6, 1, len(g) * before.numel())
+    new = before if overwrite else memory.empty(before.shape, before.dtype)
+    table = [len(g), lanes, h, m, n, border.shape[2], 0, m]
+    table += [address(tensor) for tensor in (before, g, border, taken, past, decay, new, signal, carried)]
+    run_in_parts("advance_matrix", before.dtype, table, 6, matrices.ROWS, len(g) * before.numel())
     return new
+
+
+def carry_advanced(signal: Tensor, before: Tensor, *window: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor]:
+    """`functional.trace.carry_advanced`, where asked written over `before`: the matrices are read once."""
+    carried = memory.empty(before.shape[2:], before.dtype)
+    new = advance_matrix(before, *window, signal=signal, carried=carried, overwrite=overwrite)
+    return carried, new
+
+
+def carry_matrix(signal: Tensor, matrix: Tensor) -> Tensor:
+    """`functional.trace.carry_matrix`."""
+    lanes, h, m, n = matrix.shape
+    out = memory.empty((m, n), matrix.dtype)
+    table = [lanes * h, m, n, 0, m, signal.data_ptr(), matrix.data_ptr(), out.data_ptr()]
+    run_in_parts("carry_matrix", matrix.dtype, table, 3, 8, matrix.numel())
+    return out
 
 
 def cross_entropy(y: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, int, int]:

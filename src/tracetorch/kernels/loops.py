@@ -49,14 +49,16 @@ def _fill(block: Any, values: Any, step: int, start: int, n: int, m: int) -> Non
 
 
 @_loop
-def _load(block: Any, window: Any, at: int, n: int) -> None:
+def load(block: Any, window: Any, at: int, n: int) -> None:
+    """`block = window[at:]`, n entries."""
     part = window[at : at + n]  # not window[at + i]: that index might be negative, for all the compiler knows
     for i in range(n):
         block[i] = part[i]
 
 
 @_loop
-def _store(window: Any, at: int, block: Any, n: int) -> None:
+def store(window: Any, at: int, block: Any, n: int) -> None:
+    """`window[at:] = block`, n entries."""
     part = window[at : at + n]
     for i in range(n):
         part[i] = block[i]
@@ -231,22 +233,22 @@ def spiking(real: Any) -> Any:
                 _fill(offset, bias_, 1, start, n, m)
             _fill(beta, given[0], a[24], start, n, m)
             _fill(theta, given[1], a[26], start, n, m)
-            _load(v, mem_0, start, n)
+            load(v, mem_0, start, n)
             if has_cur:
                 _fill(alpha, given[2], a[28], start, n, m)
-                _load(i_t, cur_0, start, n)
+                load(i_t, cur_0, start, n)
             if adapts:
                 _fill(rho, given[3], a[30], start, n, m)
                 _fill(kappa, given[4], a[32], start, n, m)
-                _load(a_t, adapt_0, start, n)
+                load(a_t, adapt_0, start, n)
             if delayed:
-                _load(y, spk_0, start, n)
+                load(y, spk_0, start, n)
                 _count(before, y, n, firing)
             for i in range(n):
                 theta_t[i] = theta[i]
             for t in range(steps):
                 at = t * size + start
-                _load(p, current, at, n)
+                load(p, current, at, n)
                 if a[33] != 0:
                     for i in range(n):
                         p[i] += offset[i]
@@ -255,7 +257,7 @@ def spiking(real: Any) -> Any:
                         i_t[i] = p[i] + i_t[i] * alpha[i]
                         p[i] = i_t[i]
                 if keeps_cur:
-                    _store(cur_out, at, p, n)
+                    store(cur_out, at, p, n)
                 if leaks:
                     for i in range(n):
                         p[i] = p[i] * (real(1) - beta[i])
@@ -271,7 +273,7 @@ def spiking(real: Any) -> Any:
                 for i in range(n):
                     p[i] = p[i] + v[i] * beta[i]
                 if adapts:
-                    _store(adapt_out, at, a_t, n)
+                    store(adapt_out, at, a_t, n)
                     for i in range(n):
                         theta_t[i] = theta[i] + a_t[i] * kappa[i]
                 if delayed:
@@ -279,12 +281,12 @@ def spiking(real: Any) -> Any:
                         p[i] = p[i] - before[i] * theta_t[i]
                 for i in range(n):
                     u[i] = p[i] - theta_t[i]
-                _store(u_out, at, u, n)
+                store(u_out, at, u, n)
                 if known:
-                    _load(y, y_out, at, n)
+                    load(y, y_out, at, n)
                 else:
                     _emit(y, u, theta_t, n, firing, most, width, draws[at : at + n])
-                    _store(y_out, at, y, n)
+                    store(y_out, at, y, n)
                 _count(s, y, n, firing)
                 _reset(v, p, theta_t, s, n, NONE if delayed else reset)
                 if delayed:
@@ -293,13 +295,13 @@ def spiking(real: Any) -> Any:
                 if adapts:
                     for i in range(n):
                         a_t[i] = s[i] + a_t[i] * rho[i]
-            _store(mem_1, start, v, n)
+            store(mem_1, start, v, n)
             if has_cur:
-                _store(cur_1, start, i_t, n)
+                store(cur_1, start, i_t, n)
             if adapts:
-                _store(adapt_1, start, a_t, n)
+                store(adapt_1, start, a_t, n)
             if a[19] != 0:
-                _store(spk_1, start, y_out[(steps - 1) * size + start :], n)
+                store(spk_1, start, y_out[(steps - 1) * size + start :], n)
 
     return run
 
@@ -403,14 +405,14 @@ def spiking_reverse(real: Any) -> Any:
                 _fill(rho, carray(_pointer(a[46]), m, real), a[47], start, n, m)
                 _fill(kappa, carray(_pointer(a[48]), m, real), a[49], start, n, m)
             if a[23] != 0:
-                _load(dv, carray(_pointer(a[23]), size, real), start, n)
+                load(dv, carray(_pointer(a[23]), size, real), start, n)
             if a[24] != 0:
-                _load(di, carray(_pointer(a[24]), size, real), start, n)
+                load(di, carray(_pointer(a[24]), size, real), start, n)
             if a[25] != 0:
-                _load(da, carray(_pointer(a[25]), size, real), start, n)
+                load(da, carray(_pointer(a[25]), size, real), start, n)
             has_dy = a[26] != 0
             if has_dy:
-                _load(dy, carray(_pointer(a[26]), size, real), start, n)
+                load(dy, carray(_pointer(a[26]), size, real), start, n)
             for t in range(last - 1, first - 1, -1):
                 at = t * size + start
                 if plainest:
@@ -427,12 +429,12 @@ def spiking_reverse(real: Any) -> Any:
                     w = us[at : at + n]
                     _plain_reverse_step(ls[t * ls_step + start :], ls_kind == 1, w, dv, g, e, beta, psi, n, kind, width)
                     if wants_theta and recorded:
-                        _load(s, ys, at, n)
+                        load(s, ys, at, n)
                     elif wants_theta:
                         for i in range(n):
                             s[i] = real(1) if w[i] > real(0) or (firing == SPIKE and w[i] == real(0)) else real(0)
                 else:
-                    _load(u, us, at, n)
+                    load(u, us, at, n)
                     _threshold(theta_t, theta, kappa, adapts_[at : at + n], n, adapts)
                     _emitted(y, s, u, theta_t, n, firing, most, recorded, ys[at : at + n])
                     _slopes(psi, counted, u, theta_t, n, firing, most, kind, width)
@@ -470,25 +472,25 @@ def spiking_reverse(real: Any) -> Any:
                 else:
                     for i in range(n):
                         h[i] = gain * g[i] + di[i]
-                _store(out, t * out_step + start, h, n)
+                store(out, t * out_step + start, h, n)
                 if a[39] != 0:
                     for i in range(n):
                         total[i] += h[i]
                 if wants_alpha:
                     if t > 0:
-                        _load(before, curs, at - size, n)
+                        load(before, curs, at - size, n)
                     else:
-                        _load(before, cur_0, start, n)
+                        load(before, cur_0, start, n)
                     for i in range(n):
                         d_alpha[i] += h[i] * before[i]
                 if t == first and has_cur and a[32] != 0:
-                    _store(carray(_pointer(a[32]), size, real), start, di, n)
+                    store(carray(_pointer(a[32]), size, real), start, di, n)
                 if has_cur:
                     for i in range(n):
                         di[i] = alpha[i] * h[i]
                 if wants_beta or (delayed and wants_c):
                     if t > 0:
-                        _load(u, us, at - size, n)
+                        load(u, us, at - size, n)
                         _threshold(before, theta, kappa, adapts_[at - size : at - size + n], n, adapts)
                         _emitted(y, s_before, u, before, n, firing, most, recorded, ys[at - size : at - size + n])
                         if wants_beta:
@@ -496,15 +498,15 @@ def spiking_reverse(real: Any) -> Any:
                                 u[i] = u[i] + before[i]
                             _reset(before, u, before, s_before, n, NONE if delayed else reset)
                     else:
-                        _load(before, mem_0, start, n)
+                        load(before, mem_0, start, n)
                         if delayed:
-                            _load(y, spk_0, start, n)
+                            load(y, spk_0, start, n)
                             _count(s_before, y, n, firing)
                     if wants_beta:
                         for i in range(n):
                             d_beta[i] += g[i] * before[i]
                         if leaks:
-                            _load(before, curs, at, n)
+                            load(before, curs, at, n)
                             for i in range(n):
                                 d_beta[i] -= g[i] * before[i]
                 has_dy = attached and delayed
@@ -530,15 +532,15 @@ def spiking_reverse(real: Any) -> Any:
                         d_rho[i] += da[i] * past[i]
                         da[i] = rho[i] * da[i] + kappa[i] * c[i]
             if a[31] != 0:
-                _store(carray(_pointer(a[31]), size, real), start, g, n)
+                store(carray(_pointer(a[31]), size, real), start, g, n)
             for k in range(4):
                 if a[27 + k] != 0:
-                    _store(carray(_pointer(a[27 + k]), size, real), start, block[5 + k], n)
+                    store(carray(_pointer(a[27 + k]), size, real), start, block[5 + k], n)
             for k in range(5):
                 if a[34 + k] != 0:
-                    _store(carray(_pointer(a[34 + k]), size, real), start, block[18 + k], n)
+                    store(carray(_pointer(a[34 + k]), size, real), start, block[18 + k], n)
             if a[39] != 0:
-                _store(carray(_pointer(a[39]), size, real), start, total, n)
+                store(carray(_pointer(a[39]), size, real), start, total, n)
 
     return run
 
@@ -557,17 +559,17 @@ def li(real: Any) -> Any:
         for start in range(begin, end, BLOCK):
             n = min(BLOCK, end - start)
             _fill(beta, given, a[9], start, n, m)
-            _load(v, mem_0, start, n)
+            load(v, mem_0, start, n)
             if a[10] != 0:
                 _fill(offset, carray(_pointer(a[10]), m, real), 1, start, n, m)
             for t in range(steps):
-                _load(j, current, t * size + start, n)
+                load(j, current, t * size + start, n)
                 if a[10] != 0:
                     for i in range(n):
                         j[i] += offset[i]
                 for i in range(n):
                     v[i] = j[i] + v[i] * beta[i]
-                _store(out, t * size + start, v, n)
+                store(out, t * size + start, v, n)
 
     return run
 
@@ -591,34 +593,34 @@ def li_reverse(real: Any) -> Any:
             _fill(beta, given, a[9], start, n, m)
             block[1:] = 0
             if a[10] != 0:
-                _load(dv, ahead, start, n)
+                load(dv, ahead, start, n)
             for t in range(steps - 1, -1, -1):
                 at = t * size + start
                 if a[5] != 0:
-                    _load(g, ls, at, n)
+                    load(g, ls, at, n)
                     for i in range(n):
                         g[i] += dv[i]
                 else:
                     for i in range(n):
                         g[i] = dv[i]
-                _store(out, at, g, n)
+                store(out, at, g, n)
                 if a[14] != 0:
                     for i in range(n):
                         summed[i] += g[i]
                 if a[13] != 0:
                     if t > 0:
-                        _load(before, mem, at - size, n)
+                        load(before, mem, at - size, n)
                     else:
-                        _load(before, mem_0, start, n)
+                        load(before, mem_0, start, n)
                     for i in range(n):
                         total[i] += g[i] * before[i]
                 for i in range(n):
                     dv[i] = beta[i] * g[i]
-            _store(leftover, start, dv, n)
+            store(leftover, start, dv, n)
             if a[13] != 0:
-                _store(own, start, total, n)
+                store(own, start, total, n)
             if a[14] != 0:
-                _store(carray(_pointer(a[14]), size, real), start, summed, n)
+                store(carray(_pointer(a[14]), size, real), start, summed, n)
 
     return run
 
@@ -645,14 +647,14 @@ def advance(real: Any) -> Any:
             for start in range(0, width, BLOCK):
                 n = min(BLOCK, width - start)
                 for s in range(stages):
-                    _load(z[s], old, (lane * stages + s) * width + start, n)
+                    load(z[s], old, (lane * stages + s) * width + start, n)
                     _fill(decay[s], carray(_pointer(each[4 * s]), width, real), each[4 * s + 1], start, n, width)
                     if each[4 * s + 2] != 0:
                         _fill(gain[s], carray(_pointer(each[4 * s + 2]), width, real), each[4 * s + 3], start, n, width)
                 for t in range(steps):
                     at = (t * lanes + lane) * width + start
                     if not side_by_side:
-                        _load(x, drive, at, n)
+                        load(x, drive, at, n)
                     entering = drive[at : at + n]
                     for s in range(stages):
                         zs, ds, gs = z[s], decay[s], gain[s]
@@ -671,75 +673,7 @@ def advance(real: Any) -> Any:
                         for i in range(n):
                             zs[i] *= kept_t[i]
                 for s in range(stages):
-                    _store(new, (lane * stages + s) * width + start, z[s], n)
-
-    return run
-
-
-@_sum
-def _add_products(total: Any, c: Any, x: Any, i: int, p: int, n: int) -> None:
-    """Four rows of a product, four of its terms: `total[k] += c[i + k, p] x[p] + ... + c[i + k, p + 3] x[p + 3]`."""
-    x0, x1, x2, x3 = x[p], x[p + 1], x[p + 2], x[p + 3]
-    t0, t1, t2, t3 = total[0], total[1], total[2], total[3]
-    c00, c01, c02, c03 = c[i, p], c[i, p + 1], c[i, p + 2], c[i, p + 3]
-    c10, c11, c12, c13 = c[i + 1, p], c[i + 1, p + 1], c[i + 1, p + 2], c[i + 1, p + 3]
-    c20, c21, c22, c23 = c[i + 2, p], c[i + 2, p + 1], c[i + 2, p + 2], c[i + 2, p + 3]
-    c30, c31, c32, c33 = c[i + 3, p], c[i + 3, p + 1], c[i + 3, p + 2], c[i + 3, p + 3]
-    for j in range(n):
-        a, b, d, e = x0[j], x1[j], x2[j], x3[j]
-        t0[j] += c00 * a + c01 * b + c02 * d + c03 * e
-        t1[j] += c10 * a + c11 * b + c12 * d + c13 * e
-        t2[j] += c20 * a + c21 * b + c22 * d + c23 * e
-        t3[j] += c30 * a + c31 * b + c32 * d + c33 * e
-
-
-def advance_matrix(real: Any) -> Any:
-    """A product of few terms for each lane, added to matrices that fade: read once, written once."""
-
-    @_kernel
-    def run(address: int) -> None:
-        a = carray(_pointer(address), 15, np.int64)
-        steps, lanes, nodes, m, n, stages, begin, end = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]
-        before, g = (
-            carray(_pointer(a[8]), lanes * nodes * m * n, real),
-            carray(_pointer(a[9]), steps * nodes * lanes * m, real),
-        )
-        border, taken = (
-            carray(_pointer(a[10]), nodes * lanes * stages * m, real),
-            carray(_pointer(a[11]), steps * lanes * n, real),
-        )
-        past, decay = carray(_pointer(a[12]), lanes * stages * n, real), carray(_pointer(a[13]), nodes, real)
-        new = carray(_pointer(a[14]), lanes * nodes * m * n, real)
-        terms, rows_of_four = -(-steps // 4) * 4, -(-m // 4) * 4  # what is beyond steps and m stays zero
-        block = 2 * BLOCK
-        rows, columns = np.zeros((rows_of_four, terms), real), np.zeros((terms, block), real)
-        total = np.zeros((4, block), real)
-        for lane in range(begin, end):
-            for h in range(nodes):
-                for t in range(steps):
-                    part = g[((t * nodes + h) * lanes + lane) * m :][:m]
-                    for i in range(m):
-                        rows[i, t] = part[i]
-                for start in range(0, n, block):
-                    width = min(block, n - start)
-                    for t in range(steps):
-                        _load(columns[t], taken, (t * lanes + lane) * n + start, width)
-                    for i in range(0, m, 4):
-                        there = min(4, m - i)
-                        at = ((lane * nodes + h) * m + i) * n + start
-                        for k in range(there):
-                            old, sums = before[at + k * n : at + k * n + width], total[k]
-                            for j in range(width):
-                                sums[j] = old[j] * decay[h]
-                            for s in range(stages):
-                                z = past[(lane * stages + s) * n + start :]
-                                factor = border[((h * lanes + lane) * stages + s) * m + i + k]
-                                for j in range(width):
-                                    sums[j] += factor * z[j]
-                        for p in range(0, terms, 4):
-                            _add_products(total, rows, columns, i, p, width)
-                        for k in range(there):
-                            _store(new, at + k * n, total[k], width)
+                    store(new, (lane * stages + s) * width + start, z[s], n)
 
     return run
 
@@ -1048,7 +982,6 @@ KERNELS: dict[str, Callable[[Any], Any]] = {
         li,
         li_reverse,
         advance,
-        advance_matrix,
         fold,
         bias,
         step,

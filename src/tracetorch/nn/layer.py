@@ -15,7 +15,20 @@ from ..functional import scan
 from ..functional.bank import Bank
 from ..functional.scan import Scan, Values
 from ..rules import InputTrace, Rule
-from ..rules.base import Gradients, ModelDecays, Neuron, Nodes, Segment, Tape, Traces, Wanted, map_tensors, masked
+from ..rules.base import (
+    Gradients,
+    ModelDecays,
+    Neuron,
+    Nodes,
+    Segment,
+    Tape,
+    Traces,
+    Wanted,
+    map_tensors,
+    masked,
+    own_pending,
+    settled,
+)
 from . import synapse as synapses
 from .compact import compacted
 from .constraint import Constrained, Positive, UnitInterval
@@ -551,6 +564,8 @@ class Layer(Online):
         self._state, self._segments, self._plan = step.state, step.segments, step.plan
         if step.buffers is not None and self._row is not None:
             self._row.latest = step.buffers
+        else:
+            own_pending(step.state.traces)
         if step.plan is not None and step.plan.fresh:
             self._warned_of_range = False
 
@@ -636,8 +651,9 @@ class Layer(Online):
         self._forget()
 
     def _advanced_state(self) -> LayerState | None:
-        """The state with all tapes folded into the traces."""
-        return self._folded(self._segments)
+        """The state with all tapes folded into the traces, none of which is pending."""
+        state = self._folded(self._segments)
+        return None if state is None else state._replace(traces=settled(state.traces))
 
     def _folded(self, segments: Sequence[Segment]) -> LayerState | None:
         """The state with these tapes, the oldest, folded into the traces."""

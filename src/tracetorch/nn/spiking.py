@@ -113,7 +113,7 @@ class SpikingNeuron:
 
     def slope(self, tape: Tape) -> Tensor:
         """The firing's."""
-        return self.form.firing.slope(tape.record.u, scan.steps_of(tape.record, tape.values, self.form).theta)
+        return self.form.firing.slope(tape.record.u, scan.threshold_of(tape.record, tape.values))
 
     def rate(self, name: str) -> rate.RateEstimate | None:
         """The estimate of the firing rate named; for a membrane with a subtractive reset alone."""

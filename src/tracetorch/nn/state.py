@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .. import _checks
+from ..rules.base import Pending
 
 
 class LayerState(NamedTuple):
@@ -23,6 +24,8 @@ def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
         return {}
     if isinstance(state, Tensor):
         return {prefix: state}
+    if isinstance(state, Pending):
+        return {prefix: state.value()}
     named: dict[str, Tensor] = {}
     for field, value in _items(state):
         named.update(flatten(value, f"{prefix}.{field}" if prefix else field))

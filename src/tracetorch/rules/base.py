@@ -31,7 +31,21 @@ MATRICES = ("weight", "recurrent")
 """The parameters that take what comes in by other neurons; all others belong to one neuron each."""
 
 Traces = Any
-"""What a rule keeps between windows: tensors whose first dimension is the lane, in dictionaries and NamedTuples."""
+"""What a rule keeps between windows: tensors whose first dimension is the lane, in dictionaries and NamedTuples.
+
+Some of them may be `Pending`.
+"""
+
+
+class Pending:
+    """A tensor of traces that is computed when it is first read."""
+
+    owned: bool = False
+    """Whether nothing else refers to the tensor that it is computed from, which may then be written over."""
+
+    def value(self) -> Tensor:
+        """The tensor."""
+        raise NotImplementedError
 
 
 class Nodes(NamedTuple):
@@ -428,8 +442,24 @@ def map_tensors(function: Callable[[Tensor], Tensor], state: Any) -> Any:
         return {name: map_tensors(function, value) for name, value in state.items()}
     if isinstance(state, Tensor):
         return function(state)
+    if isinstance(state, Pending):
+        return function(state.value())
     mapped = [map_tensors(function, value) for value in state]
     return type(state)(*mapped) if hasattr(state, "_fields") else tuple(mapped)
+
+
+def settled(traces: Traces) -> Traces:
+    """The traces with what is pending computed."""
+    return map_tensors(lambda tensor: tensor, traces)
+
+
+def own_pending(traces: Traces) -> None:
+    """The traces take the place of those that they were made of: what is pending may be written over these."""
+    if isinstance(traces, Pending):
+        traces.owned = True
+    elif isinstance(traces, (dict, tuple)):
+        for part in traces.values() if isinstance(traces, dict) else traces:
+            own_pending(part)
 
 
 def masked(state: Any, mask: Tensor) -> Any:

@@ -31,6 +31,7 @@ from .base import (
     Gradients,
     LayerLike,
     Nodes,
+    Pending,
     Tape,
     Traces,
     map_inputs,
@@ -41,6 +42,34 @@ from .base import (
 from .input_trace import OwnTraces, advance_own, carried_by, own_carry, start_own, written
 
 
+class Advancing(Pending):
+    """A matrix whose latest window has yet to be added.
+
+    Most of the time goes into reading and writing the matrices. The next thing that is asked for is as a rule what they
+    make of a signal, for which they would be read once more.
+    """
+
+    def __init__(self, matrix: Tensor, *window: Tensor) -> None:
+        """As `kernels.advance_matrix` takes them."""
+        self._matrix = matrix
+        self._window = window
+
+    def value(self) -> Tensor:
+        """The matrix, advanced."""
+        if self._window:
+            self._matrix = kernels.advance_matrix(self._matrix, *self._window, overwrite=self.owned)
+            self._window = ()
+        return self._matrix
+
+    def carry(self, signal: Tensor) -> Tensor:
+        """`sum_h R_h * E_h`, (m, n)."""
+        if not self._window:
+            return kernels.carry_matrix(signal, self._matrix)
+        carried, self._matrix = kernels.carry_advanced(signal, self._matrix, *self._window, overwrite=self.owned)
+        self._window = ()
+        return carried
+
+
 class EligibilityTraces(NamedTuple):
     """Traces of Eligibility.
 
@@ -49,7 +78,7 @@ class EligibilityTraces(NamedTuple):
     """
 
     own: OwnTraces
-    matrices: dict[str, Tensor]  # empty where nothing reaches the layer's outputs from the time before
+    matrices: dict[str, Tensor | Advancing]  # empty where nothing reaches the layer's outputs from the time before
     slopes: SlopeTraces | None  # None there
 
 
@@ -107,7 +136,7 @@ class Eligibility(AdjointRule):
             return EligibilityTraces(own, {}, None)
         sources = {"weight": self._weights_of_a_neuron(layer, lanes * len(signal)), "recurrent": layer.out_features}
         names = [*MATRICES, "bias", *own_parameters(layer, layer.learns)]
-        matrices = {
+        matrices: dict[str, Tensor | Advancing] = {
             name: layer.zeros(lanes, len(signal), layer.out_features, *([sources[name]] if name in sources else []))
             for name in names
             if layer.learns(name)
@@ -142,21 +171,21 @@ class Eligibility(AdjointRule):
         probe = _probe(layer, tape, signal)
         leftover: Any = probe.leftover
         decay = (signal ** len(tape.x)).to(tape.x.dtype)[:, None]
-        matrices = {}
+        matrices: dict[str, Tensor | Advancing] = {}
         inputs = map_inputs(layer, tape)
         if inputs:
             at_border = written(layer, faded_leftover(leftover, old.own), tape.nodes, tape.values)
             for name, taken in inputs.items():
-                rows = (old.matrices[name], probe.g, at_border)
+                rows = (_tensor(old.matrices[name]), probe.g, at_border)
                 if name == "recurrent" or layer.fan_in == layer.in_features:
-                    matrices[name] = kernels.advance_matrix(*rows, taken, old.own[name], decay)
+                    matrices[name] = Advancing(*rows, taken, old.own[name], decay)
                 else:
                     matrices[name] = _advance_patches(*rows, layer.patches(taken), layer.patches(old.own[name]), decay)
         added = probe.own | ({"bias": probe.g.sum(0)} if "bias" in old.own else {})
         for name, within in added.items():
             chain = layer.neuron.chain(tape.values, "input" if name == "bias" else name)
             carried = within + carried_by(leftover, old.own[name], chain)
-            matrices[name] = decay * old.matrices[name] + carried.transpose(0, 1)
+            matrices[name] = decay * _tensor(old.matrices[name]) + carried.transpose(0, 1)
         return EligibilityTraces(own, matrices, advance_slopes(layer, old.slopes, tape, signal))
 
     def carry(self, layer: LayerLike, traces: Traces, border: Border, wanted: bool) -> tuple[Gradients, Tensor | None]:
@@ -178,7 +207,7 @@ class Eligibility(AdjointRule):
         return gradients, layer.transpose(handed)
 
     def _add_signal(
-        self, layer: LayerLike, gradients: Gradients, signal: Tensor, matrices: Mapping[str, Tensor]
+        self, layer: LayerLike, gradients: Gradients, signal: Tensor, matrices: Mapping[str, Tensor | Advancing]
     ) -> None:
         """`sum_h R_h * E_h`."""
         values = layer.values()
@@ -186,11 +215,15 @@ class Eligibility(AdjointRule):
             if not layer.wants(name):
                 continue
             if name in MATRICES:
-                each = torch.einsum("bhm,bhmn->mn", signal, matrix)
+                each = matrix.carry(signal) if isinstance(matrix, Advancing) else kernels.carry_matrix(signal, matrix)
                 gradients[name] += layer.fold(each) if name == "weight" else each
                 continue
-            per_lane = (signal * matrix).sum(1)
+            per_lane = (signal * _tensor(matrix)).sum(1)
             gradients[name] += per_lane.sum(0) if name == "bias" else sum_to_shape(per_lane, values[name])
+
+
+def _tensor(matrix: Tensor | Advancing) -> Tensor:
+    return matrix.value() if isinstance(matrix, Advancing) else matrix
 
 
 def _probe(layer: LayerLike, tape: Tape, signal: Tensor) -> Reverse:
