@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from cases import F64
 from tracetorch import kernels
+from tracetorch.kernels import cpu
 
 N, HIDDEN, M = 9, 7, 3
 RULES = [tt.InputTrace(), tt.Truncated()]
@@ -50,7 +51,7 @@ def test_these_layers_are_usual_and_others_are_not() -> None:
 
 def operations() -> Any:
     step = st.tuples(st.just("step"), st.integers(0, 2))
-    window = st.tuples(st.just("window"), st.integers(1, 4))
+    window = st.tuples(st.just("window"), st.integers(1, 4) | st.sampled_from([30, 130]))
     others = [
         "forget",
         "mask",
@@ -66,13 +67,13 @@ def operations() -> Any:
     return st.lists(st.one_of(step, window, st.tuples(st.sampled_from(others), st.just(0))), min_size=3, max_size=12)
 
 
-def run(net: tt.Sequential, todo: list[tuple[str, int]], lanes: int) -> list[Tensor]:
-    """Everything that can be seen from outside."""
+def run(net: tt.Sequential, todo: list[tuple[str, int]], lanes: int, size: float) -> list[Tensor]:
+    """Everything that can be seen from outside, for inputs of 0 and `size`."""
     generator = torch.Generator().manual_seed(1)
     seen: list[Tensor] = []
 
     def draw(*shape: int) -> Tensor:
-        return (torch.rand(*shape, N, generator=generator, **F64) < 0.4).double() * 2
+        return (torch.rand(*shape, net[0].in_features, generator=generator, **F64) < 0.4).double() * size
 
     def learn(y: Tensor, times: int) -> None:
         seen.append(y)
@@ -119,14 +120,51 @@ def run(net: tt.Sequential, todo: list[tuple[str, int]], lanes: int) -> list[Ten
 
 
 @settings(max_examples=200, deadline=None)
-@given(operations(), st.sampled_from([1, 2, 6]), st.sampled_from(RULES), st.booleans())
-def test_both_ways_are_the_same(todo: list[tuple[str, int]], lanes: int, rule: tt.rules.Rule, bias: bool) -> None:
-    came = run(model(rule, bias), todo, lanes)
+@given(operations(), st.sampled_from([1, 2, 6]), st.sampled_from(RULES), st.booleans(), st.sampled_from([1.0, 2.0]))
+def test_both_ways_are_the_same(
+    todo: list[tuple[str, int]], lanes: int, rule: tt.rules.Rule, bias: bool, size: float
+) -> None:
+    came = run(model(rule, bias), todo, lanes, size)
     with kernels.reference():
-        expected = run(model(rule, bias), todo, lanes)
+        expected = run(model(rule, bias), todo, lanes, size)
+    assert_same(came, expected)
+
+
+def assert_same(came: list[Tensor], expected: list[Tensor]) -> None:
     assert len(came) == len(expected)
     for a, b in zip(came, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("activity", [0.0, 0.1, 1.0])
+def test_many_rows_of_spikes_take_the_sparse_way(rule: tt.rules.Rule, activity: float) -> None:
+    """Windows of so many lanes that their inputs are kept as bits, between others."""
+
+    def made() -> tt.Sequential:
+        torch.manual_seed(0)
+        layers = tt.LIF(200, 64, beta=0.8, **F64), tt.LIF(64, 64, beta=0.9, **F64), tt.LI(64, M, beta=0.95, **F64)
+        return tt.Sequential(*layers, rule=rule)
+
+    def run_(net: tt.Sequential) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        seen = []
+        for steps in (50, 50, 1, 20, 50, 3):
+            x = (torch.rand(steps, 5, 200, generator=generator, **F64) < activity).double()
+            if steps == 20:
+                x[0, 0, 0] = 0.5
+            y = net.window(x)
+            ls = torch.sin(torch.arange(y.numel(), **F64)).view_as(y)
+            signal = net.backward(ls, input_signal=True)
+            assert signal is not None
+            seen += [y, signal]
+        return seen + [p.grad for p in net.parameters() if p.grad is not None]
+
+    assert cpu.sparse_pays(250, 200, 64, int(250 * 200 * 0.1), torch.float64)
+    assert cpu.sparse_gradient_pays(250, 200, 64, int(250 * 200 * 0.1), torch.float64)
+    came = run_(made())
+    with kernels.reference():
+        assert_same(came, run_(made()))
 
 
 @pytest.mark.parametrize("window", [1, 4])

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from .. import kernels
 from ..functional.scan import State
 from ..kernels import memory
-from ..rules.base import Segment, Tape
+from ..rules.base import Segment
 from . import streaming
 from .state import LayerState
 from .streaming import Call, LayerPlan, Plans, Remembered
-from .usual import Link, Place, Scratch
+from .usual import WIDE, Link, Place, PlaceTape, Scratch
 
 if TYPE_CHECKING:
     from .layer import Layer
@@ -43,7 +43,7 @@ class Start(NamedTuple):
     """Where a layer goes on from."""
 
     mem: Tensor
-    past: Tensor | None  # (K, B, n) input that is not in the traces yet
+    past: Place | None  # where there is input that is not in the traces yet
     traces: Any  # as a rule keeps them; None: all zero
 
 
@@ -63,22 +63,20 @@ class Binding:
         self.commits: dict[tuple[bool, bool], Commit] = {}
         parts = list(zip(buffers.links, buffers.places, starts, strict=True))
         self.tapes = [
-            Tape(place.x, place.record, State(start.mem), link.values, plan.nodes)
+            PlaceTape(place, State(start.mem), link.values, plan.nodes)
             for (link, place, start), plan in zip(parts, plans, strict=True)
         ]
-        self.folds: list[Any] = []  # of the traces, where that is a call by itself
+        self.folds: list[Callable[[], None]] = []  # of the traces, where that is a call by itself
         self.scans: list[Any] = []
         words: list[int] = []
         for (link, place, start), above in zip(parts, [*buffers.places[1:], None], strict=True):
-            old, past = start.traces or {}, start.past
-            traces = [0 if past is None else past.data_ptr()]
-            for name in ("weight", "bias"):
-                traces += [cpu.address(old.get(name)), cpu.address(place.trace(name))]
-            passed = 0 if past is None else len(past)
-            if link.traced and not (buffers.single and passed < 2):
-                self.folds.append(cpu.fold_job(passed, buffers.lanes, link.n, traces, link.values["beta"]))
-                traces = [0] * 5
-            y = 0 if above is None else above.x.data_ptr()
+            traces = [0] * 5
+            if link.traced:
+                traces = _traces(cpu, start, place)
+                if not buffers.single or (start.past is not None and (start.past.wide or start.past.shape[0] > 1)):
+                    self.folds.append(_fold(cpu, link, start, place, traces))
+                    traces = [0] * 5
+            y = 0 if above is None else cpu.address(above.x)
             states = start.mem.data_ptr(), place.mem.data_ptr()
             if buffers.single:
                 words += link.step_words(cpu, place, states, y, traces)
@@ -107,6 +105,8 @@ class Buffers:
         self.links, self.steps, self.lanes = links, steps, lanes
         self.dtype = links[0].w.dtype
         self.single = steps == 1 and lanes <= FUSED_LANES
+        self.wide = steps * lanes >= WIDE
+        self.begins = False  # whether the latest call was the first of its streams: there is nothing in the traces
         self.places = [Place(link, steps, lanes) for link in links]
         self.bindings: dict[Buffers | None, Binding] = {}  # by the buffers before; None where streams begin
         self.reverse: Any = None  # the job of a single step
@@ -114,7 +114,7 @@ class Buffers:
 
     def starts(self) -> list[Start]:
         """Where the next call goes on from."""
-        return [Start(place.mem, place.x if place.traces else None, place.traces) for place in self.places]
+        return [Start(place.mem, place if place.traces else None, place.traces) for place in self.places]
 
 
 Before = Buffers | list[Start] | None
@@ -183,6 +183,8 @@ class Row:
             self.known_plans = plans, tuple(plans[id(layer)] for layer in self.layers)
         buffers, binding = self._bound(steps, lanes, before, self.known_plans[1])
         y = memory.empty((*shape[:-1], self.m), self.dtype)
+        if before is None:
+            self.links[0].takes_spikes = True
         finite = self._run(x.contiguous(), buffers, binding, y)
         if not finite and model.check_finite:
             return None
@@ -246,6 +248,7 @@ class Row:
                 self._let_go(next(shape for shape, kept in self.pairs.items() if self.latest not in kept.sets))
             pair = self.pairs[steps, lanes] = Pair(self.links, steps, lanes, self.cpu)
         buffers = pair.sets[self.latest is pair.sets[0]]
+        buffers.begins = before is None
         if isinstance(before, list):
             starts = [
                 start._replace(traces=None) if plan.fresh else start for start, plan in zip(before, plans, strict=True)
@@ -267,24 +270,49 @@ class Row:
     def _run(self, x: Tensor, buffers: Buffers, binding: Binding, y: Tensor) -> bool:
         """From a contiguous x to y; whether all of x is finite."""
         for fold in binding.folds:
-            fold.run()
+            fold()
         if binding.step is not None:
             table = binding.step.table
             table[self.cpu.STEP_HEAD + self.cpu.STEP_GIVEN], table[self.y_at] = x.data_ptr(), y.data_ptr()
             binding.step.run()
             return not table[1]
-        finite: bool = self.cpu.taken(x, buffers.places[0].x)
-        last = len(self.links) - 1
+        finite = True
         for i, (link, place, scan) in enumerate(zip(self.links, buffers.places, binding.scans, strict=True)):
-            torch.mm(place.window, link.transposed, out=place.currents)
-            out = y if i == last else buffers.places[i + 1].x
-            if link.form is not None and i == last:
-                scan.table[self.cpu.Y_AT] = y.data_ptr()
-            scan.run()
-            if link.form is None:
-                out.view(-1, link.m).copy_(place.currents)
+            above = buffers.places[i + 1] if i + 1 < len(self.links) else None
+            finite &= self._take(x, link, place, i == 0)
+            if place.spikes is not None:
+                self.cpu.product(place.spikes, link.w, place.kept)
+            else:
+                torch.mm(place.numbers().view(-1, link.n), link.transposed, out=place.currents)
+            if above is None:
+                x = y
+            elif link.form is None or not above.wide:
+                x = above.numbers()
+            else:
+                x = self.pairs[buffers.steps, buffers.lanes].scratch[i].ls
+            if link.form is not None:
+                scan.table[self.cpu.Y_AT] = x.data_ptr()
+                scan.run()
+            else:
+                scan.run()
+                x.view(-1, link.m).copy_(place.currents)
                 place.mem.copy_(place.kept[-1])
         return finite
+
+    def _take(self, x: Tensor, link: Link, place: Place, first: bool) -> bool:
+        """Keep the input, as bits where that pays; whether it is finite, if it is the row's."""
+        if place.wide and link.takes_spikes:
+            place.spikes = self.cpu.packed(x.view(place.shape))
+            link.takes_spikes = place.spikes is not None
+        if place.wide and link.takes_spikes:
+            return True
+        numbers = place.numbers()
+        if first:
+            finite: bool = self.cpu.taken(x, numbers)
+            return finite
+        if x is not numbers:
+            numbers.copy_(x)
+        return True
 
     # -- backwards -------------------------------------------------------------------------------------------------
 
@@ -307,7 +335,7 @@ class Row:
 
     def ran(self, segment: Segment) -> bool:
         """Whether this is the tape of the latest call."""
-        return self.latest is not None and segment.tape.x is self.latest.places[0].x
+        return self.latest is not None and _is_of(segment, self.latest.places[0])
 
     def gradients(self, ls: Tensor | None, wanted: bool) -> tuple[Tensor | None, list[tuple[nn.Parameter, Tensor]]]:
         """The same for a layer that is part of a model: dL/dx where it is wanted, and the gradients."""
@@ -351,11 +379,7 @@ class Row:
             job.table[link.ls_at] = signal
             job.run()
             if link.weight.requires_grad:
-                out, add = room(link.weight)
-                if add:
-                    out.addmm_(own.transposed, place.rows)
-                else:
-                    torch.mm(own.transposed, place.rows, out=out)
+                self._weight_gradient(link, place, own, buffers.begins, *room(link.weight))
             if link.bias is not None and link.bias.requires_grad:
                 out, add = room(link.bias)
                 where = own.total.data_ptr(), own.leftover.data_ptr(), self.cpu.address(place.trace("bias"))
@@ -366,6 +390,20 @@ class Row:
             elif below is not None:
                 torch.mm(own.window, link.w, out=below.view(-1, link.n))
         return True
+
+    def _weight_gradient(self, link: Link, place: Place, own: Scratch, begins: bool, out: Tensor, add: bool) -> None:
+        """The sum of the steps' and the traces' part, into `out` or added to it."""
+        if not place.wide:
+            _product(own.transposed, place.rows, out, add)
+            return
+        trace = place.trace("weight")
+        if trace is not None and not begins:
+            _product(own.leftover.t(), trace.view(-1, link.n), out, add)
+            add = True
+        if place.spikes is not None:
+            self.cpu.weight_gradient(place.spikes, own.window, out, add)
+        else:
+            _product(own.window.t(), place.numbers().view(-1, link.n), out, add)
 
     def _step_reverse(
         self,
@@ -398,13 +436,53 @@ class Row:
         return not table[1]
 
 
+def _traces(cpu: Any, start: Start, place: Place) -> list[int]:
+    """The addresses of the input before, and of the traces of input and ones, before and after."""
+    old = start.traces or {}
+    traces = [0 if start.past is None else cpu.address(start.past.x)]
+    for name in ("weight", "bias"):
+        traces += [cpu.address(old.get(name)), cpu.address(place.trace(name))]
+    return traces
+
+
+def _fold(cpu: Any, link: Link, start: Start, place: Place, traces: list[int]) -> Callable[[], None]:
+    """What advances the traces."""
+    past, beta = start.past, link.values["beta"]
+    lanes = len(place.mem)
+    if past is None or not past.wide:
+        job = cpu.fold_job(0 if past is None else past.shape[0], lanes, link.n, traces, beta)
+        return job.run  # type: ignore[no-any-return]
+
+    def fold() -> None:
+        if past.spikes is None:
+            cpu.fold_job(past.shape[0], lanes, link.n, _traces(cpu, start, place), beta).run()
+            return
+        old = start.traces
+        cpu.fold_bits(past.spikes, old["weight"], place.trace("weight"), beta, old.get("bias"), place.trace("bias"))
+
+    return fold
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
+    """`a b`, into `out` or added to it."""
+    if add:
+        out.addmm_(a, b)
+    else:
+        torch.mm(a, b, out=out)
+
+
 def _follows(link: Link, place: Place) -> bool:
     """Whether the layer is as the call that wrote to the place left it."""
     own = link.own
     if own["_state"] is not place.state:
         return False
     segments = own["_segments"]
-    return len(segments) == 1 and segments[0].tape.x is place.x and segments[0].reset is None
+    return len(segments) == 1 and _is_of(segments[0], place) and segments[0].reset is None
+
+
+def _is_of(segment: Segment, place: Place) -> bool:
+    """Whether the segment's tape is the one that the place keeps."""
+    return isinstance(segment.tape, PlaceTape) and segment.tape.place is place
 
 
 def _into_grad(parameter: Tensor) -> tuple[Tensor, bool]:

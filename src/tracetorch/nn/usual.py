@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,17 @@ from torch import Tensor, nn
 from .. import kernels
 from ..functional.firing import Spike, StrictSpike
 from ..functional.scan import Record, State, Values
+from ..functional.spikes import Spikes
 from ..rules import InputTrace, Rule, Truncated
+from ..rules.base import Nodes, Tape
 from .neuron import LINeuron, MembraneRecord
 from .spiking import SpikingNeuron
 from .state import LayerState
 
 if TYPE_CHECKING:
     from .layer import Layer
+
+WIDE = 128  # rows, steps times lanes, from which products of spikes that are kept as bits pay
 
 
 def is_usual(layer: Layer) -> bool:
@@ -74,6 +78,7 @@ class Link:
         self.ls_at = cpu.LI_LS_AT if self.form is None else cpu.LS_AT  # in the reverse scan's table
         self.firing = self.surrogate_code = -1
         self.surrogate: Any = None
+        self.takes_spikes = True  # as far as is known: no input of other numbers came lately
         if self.form is not None:
             self.surrogate = self.form.firing.surrogate
             self.constants = cpu.constants_of(self.form)
@@ -128,14 +133,14 @@ class Link:
     def step_words(self, cpu: Any, place: Place, states: tuple[int, int], y: int, traces: list[int]) -> list[int]:
         """For a single step: `states` are the membranes before and after, `traces` what the fold takes."""
         theta = self.values.get("threshold", self.values["beta"])
-        words = [len(place.mem), self.n, self.m, self.firing, 0, place.x.data_ptr(), *self.places, *states]
+        words = [len(place.mem), self.n, self.m, self.firing, 0, cpu.address(place.x), *self.places, *states]
         words += [place.kept.data_ptr(), y, self.values["beta"].data_ptr(), theta.data_ptr(), theta.ndim, *traces]
         return words + [0] * (cpu.STEP_TABLE - len(words))
 
     def step_back_words(self, cpu: Any, place: Place, own: Scratch) -> list[int]:
         """For a single step backwards; where gradients go is not known yet."""
         words = [len(place.mem), self.n, self.m, self.surrogate_code, self.constants.buffer_info()[0]]
-        words += [place.x.data_ptr(), cpu.address(place.trace("weight")), cpu.address(place.trace("bias"))]
+        words += [cpu.address(place.x), cpu.address(place.trace("weight")), cpu.address(place.trace("bias"))]
         words += [self.places[0], place.kept.data_ptr(), own.ls.data_ptr(), self.values["beta"].data_ptr()]
         return words + [0] * (cpu.STEP_TABLE - len(words))
 
@@ -168,17 +173,29 @@ class Link:
 
 
 class Place:
-    """What a call leaves behind of one layer."""
+    """What a call leaves behind of one layer.
+
+    The input of few rows (steps times lanes) follows the traces, as numbers: one product gives both parts of the
+    gradient. That of many rows is kept by itself: as bits where it is all spikes, else as numbers.
+    """
 
     def __init__(self, link: Link, steps: int, lanes: int) -> None:
         zeros, n, m = link.layer.zeros, link.n, link.m
-        front = lanes if link.traced else 0
-        self.rows = zeros(front + steps * lanes, n)  # the traces, then the window's input
-        self.window = self.rows[front:]
-        self.x = self.window.view(steps, lanes, n)
+        self.shape = steps, lanes, n
+        self.wide = steps * lanes >= WIDE
+        self.spikes: Spikes | None = None
+        self.x: Tensor | None = None
+        trace: Tensor | None = None
+        if self.wide:
+            trace = zeros(lanes, n) if link.traced else None
+        else:
+            front = lanes if link.traced else 0
+            self.rows = zeros(front + steps * lanes, n)
+            self.x = self.rows[front:].view(steps, lanes, n)
+            trace = self.rows[:lanes] if link.traced else None
         self.traces: dict[str, Tensor] | tuple[()] = ()
-        if link.traced:
-            self.traces = {"weight": self.rows[:lanes].view(lanes, 1, n)}
+        if trace is not None:
+            self.traces = {"weight": trace.view(lanes, 1, n)}
             if link.bias is not None:
                 self.traces["bias"] = zeros(lanes, 1, 1)
         self.mem, self.kept = zeros(lanes, m), zeros(steps, lanes, m)  # the membranes after it; u, for LI the membranes
@@ -190,9 +207,38 @@ class Place:
         """A trace; None where there is none."""
         return self.traces.get(name) if isinstance(self.traces, dict) else None
 
+    def numbers(self) -> Tensor:
+        """The input as numbers, to be written to."""
+        self.spikes = None
+        if self.x is None:
+            self.x = self.mem.new_zeros(self.shape)
+        return self.x
+
+
+class PlaceTape(NamedTuple):
+    """The tape of a call: a `Tape` when it is opened."""
+
+    place: Place
+    start: State
+    values: Values
+    nodes: Nodes
+    decay: None = None
+
+    def opened(self) -> Tape:
+        """The tape."""
+        place = self.place
+        x = place.x if place.spikes is None else kernels.unpacked(place.spikes, place.mem.dtype)
+        assert x is not None
+        return Tape(x, place.record, self.start, self.values, self.nodes)
+
+    def tensors(self) -> list[Tensor]:
+        """What is kept of the window."""
+        x = self.place.x if self.place.spikes is None else self.place.spikes.words
+        return [tensor for tensor in (x, *self.place.record, *self.start) if tensor is not None]
+
 
 class Scratch:
-    """What a reverse pass writes of one layer, and nobody reads afterwards."""
+    """What a pass writes of one layer, and nobody reads afterwards."""
 
     def __init__(self, link: Link, steps: int, lanes: int) -> None:
         zeros, m = link.layer.zeros, link.m
@@ -200,5 +246,5 @@ class Scratch:
         self.leftover, self.window = rows[:lanes], rows[lanes:]
         self.transposed = (rows if link.traced else self.window).t()
         self.total = zeros(lanes, m)  # of the steps' dL/dp
-        self.ls = zeros(steps, lanes, m)
+        self.ls = zeros(steps, lanes, m)  # in a forward pass of many rows what the layer emits
         self.ls_rows = self.ls.view(-1, m)
