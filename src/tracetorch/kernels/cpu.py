@@ -44,7 +44,8 @@ ROWS_AT_ONCE = 256  # of spikes as numbers, for dense products: they stay in the
 STEP_HEAD, STEP_TABLE = loops.STEP_HEAD, loops.STEP_TABLE
 STEP_GIVEN, STEP_Y, STEP_LS, STEP_BELOW = 4, 11, 10, 14
 STEP_GRADIENTS = 12, 15  # of weight and bias, each before whether it is added to
-Y_AT, LS_AT, LI_LS_AT = 11, 15, 5
+Y_AT, LS_AT, LI_LS_AT = 11, 15, 5  # y stands at the same place for LI
+BIAS_OUT = 5  # and after it whether it is added to
 
 # What the sparse products take; 1 is what a dense one takes for one input of a row and 64 bytes of its outputs. For one
 # spike and 64 bytes; for one input, active or not, and 512 bytes; to transpose the weights or their gradient, for one
@@ -124,6 +125,19 @@ def fold_job(steps: int, lanes: int, n: int, places: Sequence[int], beta: Tensor
     x, *traces = places
     table = [steps, lanes * n, lanes, 0, lanes * n, x, *traces[:2], beta.data_ptr(), *traces[2:]]
     return Job("fold", beta.dtype, table, 3, max(1, steps) * lanes * n)
+
+
+def bias_job(total: Tensor, leftover: Tensor, ones: Tensor | None) -> Job:
+    """The bias's gradient, of the steps' and the time before: (B, m) each, and (B,) ones; where to is to be said."""
+    lanes, m = total.shape
+    return Job("bias", total.dtype, [lanes, m, *map(address, (total, leftover, ones)), 0, 0])
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether all entries of a contiguous tensor are finite."""
+    table = array("q", [x.numel(), x.data_ptr(), 0])
+    compiled("finite", x.dtype)(table.buffer_info()[0])
+    return bool(table[2])
 
 
 def address(tensor: Tensor | None) -> int:
@@ -360,9 +374,28 @@ def _recurrent_reverse(
         places = places._replace(ahead=places.leftover)
 
 
-def li_table(steps: int, size: int, m: int, current: int, out: int, mem: int, beta: Tensor, bias: int = 0) -> list[int]:
-    """The table of leaky integration; addresses of what is read and written."""
-    return [steps, size, m, 0, size, current, out, mem, beta.data_ptr(), beta.ndim, bias]
+def li_table(
+    steps: int,
+    size: int,
+    m: int,
+    windows: tuple[int, int, int],
+    states: tuple[int, int],
+    beta: Tensor,
+    bias: int = 0,
+) -> list[int]:
+    """The table of leaky integration.
+
+    Args:
+        steps: K.
+        size: neurons of all lanes, B * m.
+        m: neurons.
+        windows: the addresses of the currents, of the membranes, and of where they are written once more.
+        states: the addresses of the membranes before and after.
+        beta: the decay.
+        bias: the address of what is added to the currents.
+    """
+    current, out, again = windows
+    return [steps, size, m, 0, size, current, out, states[0], beta.data_ptr(), beta.ndim, bias, again, states[1]]
 
 
 def li_reverse_table(
@@ -396,7 +429,7 @@ def li(current: Tensor, mem: Tensor, beta: Tensor) -> Tensor:
     steps, lanes, m = current.shape
     out = torch.empty_like(current)
     size = lanes * m
-    table = li_table(steps, size, m, current.data_ptr(), out.data_ptr(), mem.data_ptr(), beta)
+    table = li_table(steps, size, m, (current.data_ptr(), out.data_ptr(), 0), (mem.data_ptr(), 0), beta)
     run_in_parts("li", current.dtype, table, 3, BLOCK, steps * size)
     return out
 

@@ -550,9 +550,10 @@ def li(real: Any) -> Any:
 
     @_kernel
     def run(address: int) -> None:
-        a = carray(_pointer(address), 11, np.int64)
+        a = carray(_pointer(address), 13, np.int64)
         steps, size, m, begin, end = a[0], a[1], a[2], a[3], a[4]
         current, out = carray(_pointer(a[5]), steps * size, real), carray(_pointer(a[6]), steps * size, real)
+        again, mem_1 = carray(_pointer(a[11]), steps * size, real), carray(_pointer(a[12]), size, real)
         mem_0, given = carray(_pointer(a[7]), size, real), carray(_pointer(a[8]), m, real)
         block = np.empty((4, BLOCK), real)
         beta, v, j, offset = block[0], block[1], block[2], block[3]
@@ -570,6 +571,10 @@ def li(real: Any) -> Any:
                 for i in range(n):
                     v[i] = j[i] + v[i] * beta[i]
                 store(out, t * size + start, v, n)
+                if a[11] != 0:
+                    store(again, t * size + start, v, n)
+            if a[12] != 0:
+                store(mem_1, start, v, n)
 
     return run
 
@@ -959,6 +964,17 @@ def cross_entropy(real: Any) -> Any:
     return run
 
 
+def finite(real: Any) -> Any:
+    """Whether all entries are finite, which is written."""
+
+    @_kernel
+    def run(address: int) -> None:
+        a = carray(_pointer(address), 3, np.int64)
+        a[2] = _strangeness(carray(_pointer(a[1]), a[0], real), a[0]) == real(0)
+
+    return run
+
+
 def taken(real: Any) -> Any:
     """A copy of an input, and whether it is finite."""
 
@@ -987,6 +1003,7 @@ KERNELS: dict[str, Callable[[Any], Any]] = {
         step,
         step_reverse,
         cross_entropy,
+        finite,
         taken,
     )
 }

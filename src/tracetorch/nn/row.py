@@ -15,7 +15,6 @@ left over at the window's start right before its gradients: one product gives bo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -111,6 +110,7 @@ class Buffers:
         self.bindings: dict[Buffers | None, Binding] = {}  # by the buffers before; None where streams begin
         self.reverse: Any = None  # the job of a single step
         self.reverses: list[Any] = []  # those of a window
+        self.biases: list[Any] = []  # likewise, of the biases' gradients
 
     def starts(self) -> list[Start]:
         """Where the next call goes on from."""
@@ -135,6 +135,7 @@ class Pair:
                 buffers.reverse = cpu.Job("step_reverse", buffers.dtype, [len(parts), 0, 0, 0, *words])
             else:
                 buffers.reverses = [link.reverse_job(cpu, place, own) for link, place, own in parts]
+                buffers.biases = [cpu.bias_job(own.total, own.leftover, place.trace("bias")) for _, place, own in parts]
 
 
 class Row:
@@ -290,13 +291,8 @@ class Row:
                 x = above.numbers()
             else:
                 x = self.pairs[buffers.steps, buffers.lanes].scratch[i].ls
-            if link.form is not None:
-                scan.table[self.cpu.Y_AT] = x.data_ptr()
-                scan.run()
-            else:
-                scan.run()
-                x.view(-1, link.m).copy_(place.currents)
-                place.mem.copy_(place.kept[-1])
+            scan.table[self.cpu.Y_AT] = x.data_ptr()
+            scan.run()
         return finite
 
     def _take(self, x: Tensor, link: Link, place: Place, first: bool) -> bool:
@@ -371,7 +367,7 @@ class Row:
         scratch = self.pairs[buffers.steps, buffers.lanes].scratch
         if buffers.single:
             return self._step_reverse(ls, buffers, lowest, room, below, check)
-        if check and not math.isfinite(ls.sum().item()):
+        if check and not self.cpu.is_finite(ls):
             return False
         signal = ls.data_ptr()
         for i in range(len(self.links) - 1, lowest - 1, -1):
@@ -382,8 +378,9 @@ class Row:
                 self._weight_gradient(link, place, own, buffers.begins, *room(link.weight))
             if link.bias is not None and link.bias.requires_grad:
                 out, add = room(link.bias)
-                where = own.total.data_ptr(), own.leftover.data_ptr(), self.cpu.address(place.trace("bias"))
-                self.cpu.run("bias", self.dtype, [buffers.lanes, link.m, *where, out.data_ptr(), add])
+                bias = buffers.biases[i]
+                bias.table[self.cpu.BIAS_OUT], bias.table[self.cpu.BIAS_OUT + 1] = out.data_ptr(), add
+                bias.run()
             if i > lowest:
                 torch.mm(own.window, link.w, out=scratch[i - 1].ls_rows)
                 signal = scratch[i - 1].ls.data_ptr()

@@ -149,7 +149,7 @@ class Link:
         steps, lanes, m = place.kept.shape
         size, u = lanes * m, place.kept.data_ptr()
         if self.form is None:
-            table = cpu.li_table(steps, size, m, u, u, states[0], self.values["beta"], self.places[1])
+            table = cpu.li_table(steps, size, m, (u, u, y), states, self.values["beta"], self.places[1])
             return cpu.Job("li", place.kept.dtype, table, 3, steps * size)
         windows, parameters = cpu.Windows(u, u, y), cpu.parameters(self.values, self.places[1])
         table = cpu.spiking_table(steps, size, self.form, self.constants, windows, [*states, *[0] * 6], m, parameters)
