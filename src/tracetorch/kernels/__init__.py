@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..functional import scan, spikes, trace
@@ -34,6 +35,8 @@ __all__ = [
     "knows",
     "li",
     "li_reverse",
+    "linear",
+    "linear_gradient",
     "packed",
     "product",
     "reference",
@@ -42,6 +45,8 @@ __all__ = [
     "unpacked",
     "weight_gradient",
 ]
+
+WIDE = 128  # rows, from which it may pay to keep spikes as bits, for sparse products
 
 _wanted: ContextVar[bool] = ContextVar("tracetorch_kernels", default=True)
 _interprets: ContextVar[bool] = ContextVar("tracetorch_interprets", default=False)
@@ -245,6 +250,31 @@ def carry_advanced(
     inputs = (tensor.contiguous() for tensor in (signal, before, g, border, taken, past, decay))
     both: tuple[Tensor, Tensor] = kernels.carry_advanced(*inputs, overwrite=overwrite)
     return both
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`torch.nn.functional.linear` of rows (R, n), without autograd: for spikes the sparse way, where that is faster."""
+    window = _spikes(x)
+    if window is None or not window[0].sparse_pays(*x.shape, len(weight), window[1].ones, x.dtype):
+        return F.linear(x, weight, bias)
+    y: Tensor = window[0].product(window[1], weight.detach().contiguous())[:, 0]
+    return y if bias is None else y.add_(bias)
+
+
+def linear_gradient(x: Tensor, g: Tensor) -> Tensor:
+    """dL/dW (m, n) for its rows x (R, n) and dL/dy (R, m), likewise."""
+    window = _spikes(x)
+    if window is None or not window[0].sparse_gradient_pays(*x.shape, g.shape[1], window[1].ones, x.dtype):
+        return g.t() @ x
+    gradient: Tensor = window[0].weight_gradient(window[1], g.contiguous())
+    return gradient
+
+
+def _spikes(x: Tensor) -> tuple[ModuleType, Spikes] | None:
+    """Rows (R, n) as bits, and the kernels for them; None where there are none, for few rows and for other numbers."""
+    kernels = cpu_for(x) if len(x) >= WIDE else None
+    window = None if kernels is None else kernels.packed(x.contiguous()[:, None])
+    return None if kernels is None or window is None else (kernels, window)
 
 
 def _spread(drive: Tensor, traces: Tensor) -> Tensor:

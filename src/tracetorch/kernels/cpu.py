@@ -75,13 +75,16 @@ def run(name: str, dtype: torch.dtype, table: Sequence[int]) -> None:
 
 
 def run_in_parts(name: str, dtype: torch.dtype, table: Sequence[int], at: int, unit: int, work: int) -> None:
-    """Run a kernel whose table has the range that it works on at `at` and `at + 1`, cut at multiples of `unit`."""
+    """Run a kernel whose table has the range that it works on at `at` and `at + 1`, cut at multiples of `unit`.
+
+    The range must begin at one.
+    """
     threads = torch.get_num_threads()
     if threads == 1 or work < ENTRIES_FOR_THREADS or table[at + 1] < 2 * unit:
         run(name, dtype, table)
         return
-    units = -(-table[at + 1] // unit)
-    borders = [min(table[at + 1], units * k // threads * unit) for k in range(threads + 1)]
+    first, units = table[at] // unit, -(-table[at + 1] // unit)
+    borders = [min(table[at + 1], (first + (units - first) * k // threads) * unit) for k in range(threads + 1)]
     parts = []
     for begin, end in itertools.pairwise(borders):
         part = list(table)
@@ -555,9 +558,12 @@ def packed(x: Tensor) -> Spikes | None:
     words = _words(steps, in_step)
     total, unit = words.numel(), 16 * BLOCK
     strange, counts = array("q", [0]), array("q", bytes(8 * (total // unit + 1)))
-    table = [0, total, lanes * n, unit, x.data_ptr(), words.data_ptr()]
+    table = [0, min(unit, total), lanes * n, unit, x.data_ptr(), words.data_ptr()]
     table += [strange.buffer_info()[0], counts.buffer_info()[0]]
-    run_in_parts("pack", x.dtype, table, 0, unit, x.numel() // 4)
+    run("pack", x.dtype, table)
+    if not strange[0] and total > unit:
+        table[:2] = unit, total
+        run_in_parts("pack", x.dtype, table, 0, unit, x.numel() // 4)
     return None if strange[0] else Spikes(words, (steps, lanes, n), sum(counts))
 
 

@@ -390,8 +390,8 @@ class Layer(Online):
 
     def current(self, x: Tensor) -> Tensor:
         """The synapse: (..., n) -> (..., m)."""
-        rows = self.synapse(x.reshape(-1, *self._known_shapes()[0]))
-        return cast(Tensor, rows.reshape(*x.shape[:-1], -1))
+        rows = synapses.linear_rows(self.synapse, x.reshape(-1, *self._known_shapes()[0]))
+        return rows.reshape(*x.shape[:-1], -1)
 
     def weight_gradient(self, x: Tensor, g: Tensor) -> Tensor:
         """dL/dW for inputs (..., n) and dL/dI (..., m)."""

@@ -28,7 +28,7 @@ from ..rules.base import Segment
 from . import streaming
 from .state import LayerState
 from .streaming import Call, LayerPlan, Plans, Remembered
-from .usual import WIDE, Link, Place, PlaceTape, Scratch
+from .usual import Link, Place, PlaceTape, Scratch
 
 if TYPE_CHECKING:
     from .layer import Layer
@@ -104,7 +104,7 @@ class Buffers:
         self.links, self.steps, self.lanes = links, steps, lanes
         self.dtype = links[0].w.dtype
         self.single = steps == 1 and lanes <= FUSED_LANES
-        self.wide = steps * lanes >= WIDE
+        self.wide = steps * lanes >= kernels.WIDE
         self.begins = False  # whether the latest call was the first of its streams: there is nothing in the traces
         self.places = [Place(link, steps, lanes) for link in links]
         self.bindings: dict[Buffers | None, Binding] = {}  # by the buffers before; None where streams begin

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _checks
+from .. import _checks, kernels
 
 WeightGradient = Callable[[Any, Tensor, Tensor], Tensor]
 """module, x (R, *in), g = dL/dy (R, *out) -> dL/dW in the weight's shape, summed over rows."""
@@ -79,7 +79,7 @@ class MaskedLinear(nn.Linear):
 
 
 def _linear_gradient(module: nn.Linear, x: Tensor, g: Tensor) -> Tensor:  # noqa: ARG001
-    return g.t() @ x
+    return kernels.linear_gradient(x, g)
 
 
 def _linear_transpose(module: nn.Linear, weight: Tensor, g: Tensor, shape: tuple[int, ...]) -> Tensor:  # noqa: ARG001
@@ -88,6 +88,14 @@ def _linear_transpose(module: nn.Linear, weight: Tensor, g: Tensor, shape: tuple
 
 def _linear_patches(module: nn.Linear, x: Tensor) -> Tensor:  # noqa: ARG001
     return x[:, None]
+
+
+def linear_rows(module: nn.Module, x: Tensor) -> Tensor:
+    """What the module gives for rows (R, *in), without autograd."""
+    plain = type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
+    if not plain or torch.is_grad_enabled():
+        return cast(Tensor, module(x))
+    return kernels.linear(x, cast(Tensor, module.weight), cast(Tensor | None, module.bias))
 
 
 _LINEAR = SynapseOperations(

@@ -23,8 +23,6 @@ from .state import LayerState
 if TYPE_CHECKING:
     from .layer import Layer
 
-WIDE = 128  # rows, steps times lanes, from which products of spikes that are kept as bits pay
-
 
 def is_usual(layer: Layer) -> bool:
     """Whether a layer is of the kind that is served here."""
@@ -182,7 +180,7 @@ class Place:
     def __init__(self, link: Link, steps: int, lanes: int) -> None:
         zeros, n, m = link.layer.zeros, link.n, link.m
         self.shape = steps, lanes, n
-        self.wide = steps * lanes >= WIDE
+        self.wide = steps * lanes >= kernels.WIDE
         self.spikes: Spikes | None = None
         self.x: Tensor | None = None
         trace: Tensor | None = None
