@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,9 +56,19 @@ def unpacked(spikes: Spikes, dtype: torch.dtype) -> Tensor:
     return bits.view(len(spikes.words), -1)[:, : math.prod(spikes.shape[1:])].to(dtype).reshape(spikes.shape)
 
 
-def product(spikes: Spikes, weight: Tensor) -> Tensor:
-    """`x W^T`, (K, B, m), for weights (m, n)."""
-    return unpacked(spikes, weight.dtype) @ weight.t()
+def joined(windows: Sequence[Spikes]) -> Spikes:
+    """Windows (K, B, n), one after the other, as one."""
+    if len(windows) == 1:
+        return windows[0]
+    _, lanes, n = windows[0].shape
+    steps = sum(window.shape[0] for window in windows)
+    words = torch.cat([window.words for window in windows])
+    return Spikes(words, (steps, lanes, n), sum(window.ones for window in windows))
+
+
+def product(spikes: Spikes, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`W x + b`, (K, B, m), for weights (m, n)."""
+    return F.linear(unpacked(spikes, weight.dtype), weight, bias)
 
 
 def weight_gradient(spikes: Spikes, g: Tensor) -> Tensor:

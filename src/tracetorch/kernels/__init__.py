@@ -12,12 +12,11 @@ import importlib
 import os
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import ModuleType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..functional import scan, spikes, trace
@@ -35,15 +34,15 @@ __all__ = [
     "knows",
     "li",
     "li_reverse",
-    "linear",
-    "linear_gradient",
     "packed",
     "product",
     "reference",
+    "spikes_pay",
     "spiking",
     "spiking_reverse",
     "unpacked",
     "weight_gradient",
+    "weights_kept",
 ]
 
 WIDE = 128  # rows, from which it may pay to keep spikes as bits, for sparse products
@@ -161,9 +160,19 @@ def li_reverse(ls: Tensor | None, out: Tensor, start: State, beta: Tensor, ahead
     return ran
 
 
-def advance_chain(traces: Tensor, drive: Tensor, chain: tuple[Stage, ...], kept: Tensor | None = None) -> Tensor:
+def advance_chain(
+    traces: Tensor, drive: Tensor | Spikes, chain: tuple[Stage, ...], kept: Tensor | None = None
+) -> Tensor:
     """See `functional.trace.advance_chain`."""
     kernels = kernels_for(traces)
+    if isinstance(drive, Spikes):
+        only, cpu = chain[0], cpu_for(traces)
+        plain = len(chain) == 1 and kept is None and not isinstance(only.gain, Tensor) and only.gain == 1
+        if cpu is not None and plain and only.decay.ndim == 0:
+            faded = torch.empty_like(traces, memory_format=torch.contiguous_format)
+            cpu.fold_bits(drive, traces.contiguous(), faded, only.decay)
+            return faded
+        drive = unpacked(drive, traces.dtype)
     if kernels is None:
         return trace.advance_chain(traces, drive, chain, kept)
     kept = None if kept is None else kept.contiguous()
@@ -171,9 +180,11 @@ def advance_chain(traces: Tensor, drive: Tensor, chain: tuple[Stage, ...], kept:
     return new
 
 
-def advance_bank(traces: Tensor, drive: Tensor, nodes: Tensor) -> Tensor:
+def advance_bank(traces: Tensor, drive: Tensor | Spikes, nodes: Tensor) -> Tensor:
     """See `functional.trace.advance_bank`."""
     kernels = kernels_for(traces)
+    if isinstance(drive, Spikes):
+        drive = unpacked(drive, traces.dtype)
     if kernels is None:
         return trace.advance_bank(traces, drive, nodes)
     new: Tensor = kernels.advance_bank(traces.contiguous(), _spread(drive, traces), nodes)
@@ -211,10 +222,19 @@ def unpacked(window: Spikes, dtype: torch.dtype) -> Tensor:
     return spikes.unpacked(window, dtype) if kernels is None else kernels.unpacked(window, dtype)
 
 
-def product(window: Spikes, weight: Tensor) -> Tensor:
+def product(window: Spikes, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """See `functional.spikes.product`."""
     kernels = cpu_for(weight)
-    return spikes.product(window, weight) if kernels is None else kernels.product(window, weight.contiguous())
+    if kernels is None:
+        return spikes.product(window, weight, bias)
+    y: Tensor = kernels.product(window, weight.contiguous(), None if bias is None else bias.contiguous())
+    return y
+
+
+def weights_kept(tensor: Tensor) -> AbstractContextManager[None]:
+    """A context in which no weights change, so that what kernels make of them for products is made once."""
+    kernels = cpu_for(tensor)
+    return nullcontext() if kernels is None else kernels.weights_kept()
 
 
 def weight_gradient(window: Spikes, g: Tensor) -> Tensor:
@@ -252,29 +272,9 @@ def carry_advanced(
     return both
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`torch.nn.functional.linear` of rows (R, n), without autograd: for spikes the sparse way, where that is faster."""
-    window = _spikes(x)
-    if window is None or not window[0].sparse_pays(*x.shape, len(weight), window[1].ones, x.dtype):
-        return F.linear(x, weight, bias)
-    y: Tensor = window[0].product(window[1], weight.detach().contiguous())[:, 0]
-    return y if bias is None else y.add_(bias)
-
-
-def linear_gradient(x: Tensor, g: Tensor) -> Tensor:
-    """dL/dW (m, n) for its rows x (R, n) and dL/dy (R, m), likewise."""
-    window = _spikes(x)
-    if window is None or not window[0].sparse_gradient_pays(*x.shape, g.shape[1], window[1].ones, x.dtype):
-        return g.t() @ x
-    gradient: Tensor = window[0].weight_gradient(window[1], g.contiguous())
-    return gradient
-
-
-def _spikes(x: Tensor) -> tuple[ModuleType, Spikes] | None:
-    """Rows (R, n) as bits, and the kernels for them; None where there are none, for few rows and for other numbers."""
-    kernels = cpu_for(x) if len(x) >= WIDE else None
-    window = None if kernels is None else kernels.packed(x.contiguous()[:, None])
-    return None if kernels is None or window is None else (kernels, window)
+def spikes_pay(x: Tensor) -> bool:
+    """Whether it may pay to keep a window (K, B, n) as bits, for the products: there are many rows, and kernels."""
+    return x.shape[0] * x.shape[1] >= WIDE and cpu_for(x) is not None
 
 
 def _spread(drive: Tensor, traces: Tensor) -> Tensor:

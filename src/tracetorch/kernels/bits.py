@@ -413,15 +413,16 @@ def panels(real: Any) -> Any:
 
 
 def gather(real: Any) -> Any:
-    """The product of spikes and weights, for a range of rows."""
+    """The product of spikes and weights, and a bias where there is one, for a range of rows."""
     size = np.dtype(real).itemsize
     side = VECTOR // size
 
     @_kernel
     def run(address: int) -> None:
-        a = carray(_pointer(address), 8, np.int64)
+        a = carray(_pointer(address), 9, np.int64)
         lanes, n, m, begin, end = a[0], a[1], a[2], a[3], a[4]
-        zero = real(0)
+        zero, bias = real(0), carray(_pointer(a[8]), m, real)
+        first_row = np.zeros(8 * side, real)
         in_step, blocks = -(-lanes * n // WORD), -(-n // WORD)
         scratch = np.empty((ROWS + 1) * 8 * side, real)
         for first in range(0, m, 8 * side):
@@ -434,8 +435,10 @@ def gather(real: Any) -> Any:
                 target = out
                 if width < m or columns < width:
                     target, step = _aligned(scratch), width * size
+                for i in range(columns if a[8] != 0 else 0):
+                    first_row[i] = bias[first + i]
                 for r in range(rows):
-                    carray(_pointer(target + r * step), width, real)[:] = zero
+                    carray(_pointer(target + r * step), width, real)[:] = first_row[:width]
                 for block in range(blocks):
                     matrix = a[6] + (first * blocks + block * width) * (WORD + 1) * size
                     count = min(WORD, n - block * WORD)

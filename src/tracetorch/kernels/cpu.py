@@ -14,6 +14,8 @@ import os
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import numpy as np
@@ -597,17 +599,20 @@ def fold_bits(
     run_in_parts("fold_bits", old.dtype, table, 3, BLOCK, steps * lanes * n // 4)
 
 
-def product(spikes: Spikes, weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """`functional.spikes.product`, by the way that is faster; weight and `out` contiguous."""
+def product(spikes: Spikes, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """`functional.spikes.product`, by the way that is faster; all contiguous."""
     (steps, lanes, n), m = spikes.shape, len(weight)
     if out is None:
         out = memory.empty((steps, lanes, m), weight.dtype)
     if sparse_pays(spikes.rows, n, m, spikes.ones, weight.dtype):
-        gather(spikes, weight, out)
+        gather(spikes, weight, out, bias)
         return out
     rows = out.view(-1, m)
     for begin, end, x in _numbers(spikes, weight.dtype):
-        torch.mm(x, weight.t(), out=rows[begin:end])
+        if bias is None:
+            torch.mm(x, weight.t(), out=rows[begin:end])
+        else:
+            torch.addmm(bias, x, weight.t(), out=rows[begin:end])
     return out
 
 
@@ -638,16 +643,44 @@ def _numbers(spikes: Spikes, dtype: torch.dtype) -> Iterator[tuple[int, int, Ten
         yield begin, end, room[: end - begin]
 
 
-def gather(spikes: Spikes, weight: Tensor, out: Tensor) -> None:
-    """The product of the rows of spikes and W^T, (K B, m), into `out`; weight (m, n), both contiguous."""
+_known_panels: ContextVar[dict[int, Tensor] | None] = ContextVar("tracetorch_panels", default=None)
+
+
+@contextmanager
+def weights_kept() -> Iterator[None]:
+    """Within this context no weights change: what `gather` makes of them is made once."""
+    before = _known_panels.set({})
+    try:
+        yield
+    finally:
+        _known_panels.reset(before)
+
+
+def gather(spikes: Spikes, weight: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
+    """The product of the rows of spikes and W^T, (K B, m), into `out`; weight (m, n); all contiguous."""
+    m, n = weight.shape
+    panels = _panels(weight)
+    table = [spikes.shape[1], n, m, 0, spikes.rows, spikes.words.data_ptr(), _aligned(panels), out.data_ptr()]
+    run_in_parts("gather", weight.dtype, [*table, address(bias)], 3, 1, spikes.ones * m // 16)
+
+
+def _panels(weight: Tensor) -> Tensor:
+    """The weights as `gather` reads them."""
+    known = _known_panels.get()
+    if known is not None and weight.data_ptr() in known:
+        return known[weight.data_ptr()]
     m, n = weight.shape
     blocks, padded = -(-n // WORD), -(-m // bits.VECTOR) * bits.VECTOR
     panels = memory.empty((blocks * (WORD + 1) * padded + bits.VECTOR,), weight.dtype)
-    aligned = -(-panels.data_ptr() // bits.VECTOR) * bits.VECTOR
-    table = [n, m, 0, n, weight.data_ptr(), aligned]
-    run_in_parts("panels", weight.dtype, table, 2, WORD, weight.numel())
-    table = [spikes.shape[1], n, m, 0, spikes.rows, spikes.words.data_ptr(), aligned, out.data_ptr()]
-    run_in_parts("gather", weight.dtype, table, 3, 1, spikes.ones * m // 16)
+    run_in_parts("panels", weight.dtype, [n, m, 0, n, weight.data_ptr(), _aligned(panels)], 2, WORD, weight.numel())
+    if known is not None:
+        known[weight.data_ptr()] = panels
+    return panels
+
+
+def _aligned(panels: Tensor) -> int:
+    """The first address in a tensor at the border of a vector."""
+    return -(-panels.data_ptr() // bits.VECTOR) * bits.VECTOR
 
 
 def gather_t(spikes: Spikes, g: Tensor, out: Tensor, add: bool = False) -> None:

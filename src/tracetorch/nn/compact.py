@@ -10,6 +10,7 @@ from .. import kernels
 from ..functional.scan import Values
 from ..functional.spikes import Spikes
 from ..rules.base import Nodes, Tape
+from .synapse import takes_spikes
 
 if TYPE_CHECKING:
     from .layer import Layer
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 class CompactTape(NamedTuple):
     """A `Tape` of few bytes.
 
-    `opened` computes the membranes again, for the weights as they are then and the spikes as they were: exact while the
-    weights are those that the window was run with.
+    Opened, it computes the membranes again, for the weights as they are then and the spikes as they were: exact while
+    the weights are those that the window was run with.
     """
 
     layer: Layer
@@ -32,17 +33,56 @@ class CompactTape(NamedTuple):
 
     def opened(self) -> Tape:
         """The tape."""
-        layer, x, dtype = self.layer, self.x, self.layer.weight.dtype
-        if isinstance(x, Spikes):
-            x = kernels.unpacked(x, dtype)
-        y = None if self.y is None else kernels.unpacked(self.y, dtype)
-        record = layer.neuron.recall(self.values, layer.current(x), self.start, y)
-        return Tape(x, record, self.start, self.values, self.nodes, self.decay)
+        spikes = self.x if isinstance(self.x, Spikes) and takes_spikes(self.layer.synapse) else None
+        x: Any = _Once(self.input)
+        return OpenedTape(x, _Once(self.record), self.start, self.values, self.nodes, self.decay, spikes)
+
+    def input(self) -> Tensor:
+        """The input as numbers."""
+        return kernels.unpacked(self.x, self.layer.weight.dtype) if isinstance(self.x, Spikes) else self.x
+
+    def record(self) -> Any:
+        """The neuron's record."""
+        layer = self.layer
+        y = None if self.y is None else kernels.unpacked(self.y, layer.weight.dtype)
+        x = self.x if takes_spikes(layer.synapse) else self.input()
+        return layer.neuron.recall(self.values, layer.current(x), self.start, y)
 
     def tensors(self) -> list[Tensor]:
         """What is kept of the window."""
         kept = [part.words if isinstance(part, Spikes) else part for part in (self.x, self.y, *self.start)]
         return [tensor for tensor in kept if tensor is not None]
+
+
+class _Once:
+    """What a function returns, computed when it is first looked at."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.known = function, None
+
+    def value(self) -> Any:
+        if self.known is None:
+            self.known = self.function()
+        return self.known
+
+
+class OpenedTape(Tape):
+    """A tape of which input and record are computed when they are first looked at."""
+
+    @property
+    def x(self) -> Tensor:
+        """(K, B, n) input."""
+        x: Tensor = _looked_at(self[0])
+        return x
+
+    @property
+    def record(self) -> Any:
+        """The neuron's own."""
+        return _looked_at(self[1])
+
+
+def _looked_at(part: Any) -> Any:
+    return part.value() if isinstance(part, _Once) else part
 
 
 def compacted(layer: Layer, tape: Tape, output: Tensor) -> Tape | CompactTape:
@@ -52,5 +92,5 @@ def compacted(layer: Layer, tape: Tape, output: Tensor) -> Tape | CompactTape:
     y = kernels.packed(output) if layer.neuron.spiking else None
     if layer.neuron.spiking and y is None:
         return tape
-    x = kernels.packed(tape.x)
+    x = kernels.packed(tape.x) if tape.spikes is None else tape.spikes
     return CompactTape(layer, tape.x if x is None else x, y, tape.start, tape.values, tape.nodes, tape.decay)

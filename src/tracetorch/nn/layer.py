@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 
-from .. import _checks
+from .. import _checks, kernels
 from ..functional import scan
 from ..functional.bank import Bank
 from ..functional.scan import Scan, Values
+from ..functional.spikes import Spikes
 from ..rules import InputTrace, Rule
 from ..rules.base import (
     Gradients,
@@ -388,13 +389,17 @@ class Layer(Online):
             return self.recurrent_weight
         return self._parameters.get(f"raw_{name}")
 
-    def current(self, x: Tensor) -> Tensor:
+    def current(self, x: Tensor | Spikes) -> Tensor:
         """The synapse: (..., n) -> (..., m)."""
-        rows = synapses.linear_rows(self.synapse, x.reshape(-1, *self._known_shapes()[0]))
-        return rows.reshape(*x.shape[:-1], -1)
+        if isinstance(x, Spikes):
+            return synapses.product(self.synapse, x)
+        rows = self.synapse(x.reshape(-1, *self._known_shapes()[0]))
+        return cast(Tensor, rows.reshape(*x.shape[:-1], -1))
 
-    def weight_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+    def weight_gradient(self, x: Tensor | Spikes, g: Tensor) -> Tensor:
         """dL/dW for inputs (..., n) and dL/dI (..., m)."""
+        if isinstance(x, Spikes):
+            return kernels.weight_gradient(x, g)
         shape, out = self._known_shapes()
         return self._synapse.operations.weight_gradient(self.synapse, x.reshape(-1, *shape), g.reshape(-1, *out))
 
@@ -516,11 +521,12 @@ class Layer(Online):
         traces = None
         segments: tuple[Segment, ...] = ()
         values = self.values()
-        run = self.neuron.scan(values, self.current(x), state.neuron)
+        spikes = self._as_spikes(x, call)
+        run = self.neuron.scan(values, self.current(x if spikes is None else spikes), state.neuron)
         if call.learning:
             assert plan is not None
             traces = self._fresh_traces(lanes, plan.nodes) if plan.fresh else state.traces
-            tape = Tape(x, run.record, state.neuron, values, plan.nodes, self._constrained("decay"))
+            tape = Tape(x, run.record, state.neuron, values, plan.nodes, self._constrained("decay"), spikes)
             kept = compacted(self, tape, run.y) if call.compact else tape
             segments = (*staying, Segment(kept, steps, call))
         step = LayerStep(LayerState(run.state, traces), run.record, segments, plan)
@@ -528,6 +534,12 @@ class Layer(Online):
 
     def _members(self) -> list[Layer]:
         return [self]
+
+    def _as_spikes(self, x: Tensor, call: Call) -> Spikes | None:
+        """The window as bits, where that pays and it is all spikes."""
+        if not synapses.takes_spikes(self.synapse) or not (call.compact or kernels.spikes_pay(x)):
+            return None
+        return kernels.packed(x)
 
     def _take_shape(self, x: Tensor) -> None:
         """Check the shape of a step's input, and keep it: a convolution takes any size, but one at a time.
@@ -580,7 +592,8 @@ class Layer(Online):
         shape = self._known_shapes()[0]
         flat = [None if signal is None else signal.flatten(2) for signal in ls]
         above = None if above is None else above.flatten(2)
-        result = self.rule.backward(self, self._segments, self._state.traces, flat, above, wanted)
+        with kernels.weights_kept(self.weight):
+            result = self.rule.backward(self, self._segments, self._state.traces, flat, above, wanted)
         updates = [(cast(nn.Parameter, self._parameter(name)), g) for name, g in self._raw(result.gradients)]
         ls_below = [None if signal is None else _spread(signal, 2, shape) for signal in result.ls_below]
         return PartBackward(ls_below, None if result.below is None else _spread(result.below, 2, shape), updates)

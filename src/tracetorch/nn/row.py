@@ -282,7 +282,7 @@ class Row:
             above = buffers.places[i + 1] if i + 1 < len(self.links) else None
             finite &= self._take(x, link, place, i == 0)
             if place.spikes is not None:
-                self.cpu.product(place.spikes, link.w, place.kept)
+                self.cpu.product(place.spikes, link.w, out=place.kept)
             else:
                 torch.mm(place.numbers().view(-1, link.n), link.transposed, out=place.currents)
             if above is None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _checks, kernels
+from ..functional.spikes import Spikes
 
 WeightGradient = Callable[[Any, Tensor, Tensor], Tensor]
 """module, x (R, *in), g = dL/dy (R, *out) -> dL/dW in the weight's shape, summed over rows."""
@@ -79,7 +80,7 @@ class MaskedLinear(nn.Linear):
 
 
 def _linear_gradient(module: nn.Linear, x: Tensor, g: Tensor) -> Tensor:  # noqa: ARG001
-    return kernels.linear_gradient(x, g)
+    return g.t() @ x
 
 
 def _linear_transpose(module: nn.Linear, weight: Tensor, g: Tensor, shape: tuple[int, ...]) -> Tensor:  # noqa: ARG001
@@ -90,12 +91,15 @@ def _linear_patches(module: nn.Linear, x: Tensor) -> Tensor:  # noqa: ARG001
     return x[:, None]
 
 
-def linear_rows(module: nn.Module, x: Tensor) -> Tensor:
-    """What the module gives for rows (R, *in), without autograd."""
-    plain = type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
-    if not plain or torch.is_grad_enabled():
-        return cast(Tensor, module(x))
-    return kernels.linear(x, cast(Tensor, module.weight), cast(Tensor | None, module.bias))
+def takes_spikes(module: nn.Module) -> bool:
+    """Whether products with spikes can be left to `kernels.product`."""
+    return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
+
+
+def product(module: nn.Module, x: Spikes) -> Tensor:
+    """What a module of these gives for a window of spikes: (K, B, m)."""
+    bias = cast(Tensor | None, module.bias)
+    return kernels.product(x, cast(Tensor, module.weight).detach(), None if bias is None else bias.detach())
 
 
 _LINEAR = SynapseOperations(

@@ -12,9 +12,9 @@ step before it). Rules that hand one down write it as `sum_g c_g q_g^k` (see `fu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from ..functional import rate
 from ..functional.bank import Bank
 from ..functional.scan import Reverse, Values
+from ..functional.spikes import Spikes, joined
 from ..functional.trace import Stage
 
 Gradients = dict[str, Tensor]
@@ -72,6 +73,7 @@ class Tape(NamedTuple):
     values: Values
     nodes: Nodes
     decay: Tensor | None = None  # () or (n,): the rule's own trace decay, where it has one
+    spikes: Spikes | None = None  # the input as bits too, where it is known to be all spikes
 
     def opened(self) -> Tape:
         """Itself; a tape that is kept in fewer bytes opens to a `Tape`."""
@@ -177,10 +179,10 @@ class LayerLike(Protocol):
     def wants(self, name: str) -> bool:
         """Whether `name` is a parameter of the layer that is not frozen."""
 
-    def current(self, x: Tensor) -> Tensor:
+    def current(self, x: Tensor | Spikes) -> Tensor:
         """The synapse: (..., n) -> (..., m), bias included."""
 
-    def weight_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+    def weight_gradient(self, x: Tensor | Spikes, g: Tensor) -> Tensor:
         """dL/dW for inputs (..., n) and dL/dI (..., m), summed over all leading dimensions."""
 
     def transpose(self, g: Tensor) -> Tensor:
@@ -392,10 +394,18 @@ def _reverse(
     return runs[::-1]
 
 
-def _inputs(layer: LayerLike, tapes: list[Tape]) -> dict[str, Tensor]:
+def _inputs(layer: LayerLike, tapes: list[Tape]) -> dict[str, Tensor | Spikes]:
     """What the layer's matrices took, (K, B, ...), over all tapes."""
     taken = [map_inputs(layer, tape) for tape in tapes]
-    return {name: _together([inputs[name] for inputs in taken]) for name in taken[0]}
+    inputs: dict[str, Tensor | Spikes] = {}
+    for name in taken[0]:
+        parts = [each[name] for each in taken]
+        windows = [part for part in parts if isinstance(part, Spikes)]
+        if len(windows) == len(parts):
+            inputs[name] = joined(windows)
+        else:
+            inputs[name] = _together([tape.x for tape in tapes] if windows else cast(list[Tensor], parts))
+    return inputs
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
@@ -406,23 +416,28 @@ def _together(windows: list[Tensor]) -> Tensor:
     return windows[0] if len(windows) == 1 else torch.cat(windows)
 
 
-def map_inputs(layer: LayerLike, tape: Tape) -> dict[str, Tensor]:
+def map_inputs(layer: LayerLike, tape: Tape) -> dict[str, Tensor | Spikes]:
     """The inputs of a window to each matrix that the layer has as a parameter: x to W, s_{t-1} to U."""
-    inputs = {}
+    inputs: dict[str, Tensor | Spikes] = {}
     if layer.learns("weight"):
-        inputs["weight"] = tape.x
+        inputs["weight"] = tape.x if tape.spikes is None else tape.spikes
     if layer.learns("recurrent"):
         inputs["recurrent"] = layer.neuron.drive(tape, "recurrent")
     return inputs
 
 
-def map_gradients(layer: LayerLike, inputs: dict[str, Tensor], g: Tensor) -> Gradients:
+def map_numbers(layer: LayerLike, tape: Tape) -> dict[str, Tensor]:
+    """The same, never as bits."""
+    return {name: tape.x if isinstance(x, Spikes) else x for name, x in map_inputs(layer, tape).items()}
+
+
+def map_gradients(layer: LayerLike, inputs: Mapping[str, Tensor | Spikes], g: Tensor) -> Gradients:
     """`sum g input^T` over all leading dimensions, for those of the matrices that are wanted."""
     gradients: Gradients = {}
     for name, taken in inputs.items():
         if not layer.wants(name):
             continue
-        if name == "weight":
+        if name == "weight" or isinstance(taken, Spikes):
             gradients[name] = layer.weight_gradient(taken, g)
         else:
             gradients[name] = g.flatten(0, -2).t() @ taken.flatten(0, -2)

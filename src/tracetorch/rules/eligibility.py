@@ -34,7 +34,7 @@ from .base import (
     Pending,
     Tape,
     Traces,
-    map_inputs,
+    map_numbers,
     map_tensors,
     own_parameters,
     sum_to_shape,
@@ -172,7 +172,7 @@ class Eligibility(AdjointRule):
         leftover: Any = probe.leftover
         decay = (signal ** len(tape.x)).to(tape.x.dtype)[:, None]
         matrices: dict[str, Tensor | Advancing] = {}
-        inputs = map_inputs(layer, tape)
+        inputs = map_numbers(layer, tape)
         if inputs:
             at_border = written(layer, faded_leftover(leftover, old.own), tape.nodes, tape.values)
             for name, taken in inputs.items():

@@ -33,7 +33,7 @@ from .base import (
     Tape,
     Traces,
     map_gradients,
-    map_inputs,
+    map_numbers,
     own_parameters,
     sum_to_shape,
 )
@@ -113,7 +113,7 @@ class MeanField(AdjointRule):
         """One window further."""
         old = cast(MeanFieldTraces, traces)
         own, signal = tape.nodes.own, signal_nodes(layer, tape.nodes, self.hops)
-        drives = map_inputs(layer, tape)
+        drives = map_numbers(layer, tape)
         if "bias" in old.drives:
             drives["bias"] = tape.x.new_ones(len(tape.x), 1, 1)
         for name in self._parameters(layer):
