@@ -222,12 +222,22 @@ class PlaceTape(NamedTuple):
     nodes: Nodes
     decay: None = None
 
-    def opened(self) -> Tape:
-        """The tape."""
+    @property
+    def x(self) -> Tensor:
+        """(K, B, n) input."""
         place = self.place
         x = place.x if place.spikes is None else kernels.unpacked(place.spikes, place.mem.dtype)
         assert x is not None
-        return Tape(x, place.record, self.start, self.values, self.nodes)
+        return x
+
+    @property
+    def record(self) -> Any:
+        """The neuron's own."""
+        return self.place.record
+
+    def opened(self) -> Tape:
+        """The tape."""
+        return Tape(self.x, self.record, self.start, self.values, self.nodes, None, self.place.spikes)
 
     def tensors(self) -> list[Tensor]:
         """What is kept of the window."""
