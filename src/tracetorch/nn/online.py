@@ -190,12 +190,16 @@ class Online(Streaming):
         return self._call(x, window=True)
 
     def _call(self, x: Tensor, window: bool) -> Tensor:
-        if self._horizon is None and not self.compact and isinstance(x, Tensor) and self._learns_now():
+        if isinstance(x, Tensor) and self._learns_now() and not self._keeps_more_than(len(x) if window else 1):
             row = self._as_row()
             y = None if row is None else row.call(self, x, window)
             if y is not None:
                 return y
         return self._general_call(x, window)
+
+    def _keeps_more_than(self, steps: int) -> bool:
+        """Whether more is kept, or otherwise, than the plain tape of the latest window."""
+        return self.compact or (self._horizon is not None and self._horizon > steps)
 
     def _as_row(self) -> Row | None:
         """What runs it in few calls, where it is nothing but usual layers."""
@@ -213,7 +217,7 @@ class Online(Streaming):
         if call.learning:
             call.plans, call.compact = self._planned(), self.compact
             call.as_remembered = self._remembered is not None and call.plans is self._remembered.running
-            if self._horizon is not None and self._parts_agree(call.plans):
+            if self._horizon is not None and self._horizon > len(folded) and self._parts_agree(call.plans):
                 call.horizon = self._horizon
         with full_precision(folded):
             y, proposals = self._propose(folded, call)
@@ -434,13 +438,15 @@ class Online(Streaming):
         windows = 1 if self._horizon is None else max(1, math.ceil(self._horizon / window))
         with forked_random_numbers(weight), probe_of(self) as probe:
             one, two = (
-                probe._window_tape_bytes(torch.zeros(k, 1, *sizes, dtype=weight.dtype, device=weight.device))
+                probe._window_tape_bytes(
+                    torch.zeros(k, 1, *sizes, dtype=weight.dtype, device=weight.device), self._keeps_more_than(window)
+                )
                 for k in (1, 2)
             )
         return windows * lanes * (one + (window - 1) * (two - one))
 
-    def _window_tape_bytes(self, x: Tensor) -> int:
-        self.horizon = None if self._horizon is None else len(x) + 1  # one window, kept as with a horizon
+    def _window_tape_bytes(self, x: Tensor, more: bool) -> int:
+        self.horizon = len(x) + 1 if more else None  # one window, kept as several are
         self.reset()
         self.window(x)
         tensors = [tensor for part in self._parts() for tensor in part._tape_tensors()]
