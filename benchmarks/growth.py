@@ -164,6 +164,7 @@ def dense(
     window: int = K,
     rule: tt.rules.Rule = INPUT_TRACE,
     horizon: int | None = None,
+    compact: bool = False,
     steps: int | None = None,
     reset: bool = False,
     zero: bool = True,
@@ -176,7 +177,7 @@ def dense(
     def make() -> Contestant:
         torch.manual_seed(0)
         net = ours(layers, **neuron)
-        net.rule, net.horizon = rule, horizon
+        net.rule, net.horizon, net.compact = rule, horizon, compact
         return Learner(net, window, reset, zero)
 
     floor = RecurrentFloor if neuron.get("recurrent") else Floor
@@ -216,6 +217,7 @@ WINDOWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DEPTHS = tuple(range(1, 9))
 LENGTHS = (32, 96, 992, 9984)  # whole windows
 BETAS = 1 - torch.logspace(-1.3, -0.3, MIDDLE[1])
+LARGE, LONG = (784, 512, 512, 10), 256  # where compact tapes are compared with plain ones: the net, H
 HAND, SINGLE = "OTTT by hand, in plain torch", "single steps"
 
 
@@ -232,6 +234,10 @@ def variables() -> dict[str, dict[str, Row]]:
         "window": {str(window): dense(window=window) for window in WINDOWS},
         "horizon": {"none": dense()}
         | {str(horizon): dense(horizon=horizon, beside="none") for horizon in (32, 64, 128, 256)},
+        "compact": {
+            "plain tapes": dense(LARGE, horizon=LONG, steps=LONG),
+            "compact tapes": dense(LARGE, horizon=LONG, steps=LONG, compact=True, beside="plain tapes"),
+        },
         "rule": {
             "InputTrace": dense(),
             "Truncated": dense(rule=tt.Truncated(), beside="InputTrace"),
@@ -312,6 +318,21 @@ def measure(rows: dict[str, Row], budget: float) -> dict[str, Any]:
     return {"rounds": len(next(iter(times.values()))), "rows": found}
 
 
+def difference(rows: dict[str, Row]) -> float:
+    """How far two nets' gradients after a horizon are apart, of the largest entry of each parameter's."""
+    found = []
+    for row in rows.values():
+        learner = row.make()
+        generator = torch.Generator().manual_seed(3)
+        for _ in range(LONG // row.window + 2):
+            learner.net.zero_grad()
+            x = torch.empty(row.window, row.lanes, *row.shape).bernoulli_(ACTIVITY, generator=generator)
+            y = learner.net.window(x)
+            learner.net.backward(torch.sin(torch.arange(float(y.numel()))).view_as(y))
+        found.append([p.grad for p in learner.net.parameters()])
+    return max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(*found, strict=True))
+
+
 def quotients(those: list[float], these: list[float]) -> dict[str, float]:
     """Of the same rounds."""
     return spread([that / this for that, this in zip(those, these, strict=True)])
@@ -358,6 +379,12 @@ TITLES = {
     "T": ("Length of a stream", "Steps since a reset, which is timed with them, in whole windows", "T"),
     "window": ("Window", "K, the steps of a window", "K"),
     "horizon": ("Horizon", f"H steps at K = {K}", "H"),
+    "compact": (
+        "Compact tapes",
+        f"{'-'.join(map(str, LARGE))} with a horizon of {LONG} steps at K = {K}: spikes as bits, membranes computed "
+        f"again when they are needed (`model.compact = True`)",
+        "",
+    ),
     "rule": ("Rule", f"`Eligibility` with G = {MANY}", "rule"),
     "neuron": ("Neuron", "Of the hidden layers", "neuron"),
     "net": (
@@ -508,10 +535,7 @@ def on_window(found: Found, _: dict[str, Found]) -> list[str]:
 def on_horizon(found: Found, _: dict[str, Found]) -> list[str]:
     says = []
     if found.times("32") > 1.2:
-        says.append(
-            f"A horizon of one window keeps a record of {found.mib('32')}, as none does, and costs "
-            f"{found.times('32'):.1f} times as much: with a horizon a layer goes [the general way](notes/kernels.md)."
-        )
+        says.append(f"A horizon of one window costs {found.times('32'):.1f} times as much as none.")
     further = ("64", "128", "256")
     grown = ", ".join(f"{found.us(horizon) / found.us('32'):.1f}" for horizon in further)
     expected = ", ".join(f"{(int(horizon) + K) / (2 * K):.1f}" for horizon in further)
@@ -520,6 +544,17 @@ def on_horizon(found: Found, _: dict[str, Found]) -> list[str]:
         f"(H + K) / (2 K) times as much, {expected}."
     )
     return says
+
+
+def on_compact(found: Found, _: dict[str, Found]) -> list[str]:
+    plain, compact = (found.rows[name]["tape_bytes"] for name in ("plain tapes", "compact tapes"))
+    difference = found.rows["compact tapes"]["difference"]
+    return [
+        f"Compact tapes keep {found.mib('compact tapes')} of the latest {LONG} steps, plain ones "
+        f"{found.mib('plain tapes')}, {plain / compact:.0f} times as much, and take "
+        f"{found.times('compact tapes'):.2f} times as long. Gradients of the same data differ by at most "
+        f"{difference:.0e} of the largest entry of each."
+    ]
 
 
 def on_rule(found: Found, _: dict[str, Found]) -> list[str]:
@@ -582,6 +617,7 @@ SAYS: dict[str, Callable[[Found, dict[str, Found]], list[str]]] = {
     "T": on_length,
     "window": on_window,
     "horizon": on_horizon,
+    "compact": on_compact,
     "rule": on_rule,
     "neuron": on_neuron,
     "net": on_net,
@@ -709,6 +745,8 @@ def main() -> None:
     end = time.perf_counter() + 60 * arguments.minutes
     for i, name in enumerate(wanted):
         kept[name] = measure(tables[name], (end - time.perf_counter()) / (len(wanted) - i))
+        if name == "compact":
+            kept[name]["rows"]["compact tapes"]["difference"] = difference(tables[name])
         report(name, kept[name])
     save("growth", {"versions": versions, "tables": {each: kept[each] for each in tables if each in kept}})
 
