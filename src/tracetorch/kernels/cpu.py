@@ -48,6 +48,7 @@ STEP_GIVEN, STEP_Y, STEP_LS, STEP_BELOW = 4, 11, 10, 14
 STEP_GRADIENTS = 12, 15  # of weight and bias, each before whether it is added to
 Y_AT, LS_AT, LI_LS_AT = 11, 15, 5  # y stands at the same place for LI
 BIAS_OUT = 5  # and after it whether it is added to
+TAKE_FROM, TAKE_STRANGE = 2, 5
 
 # What the sparse products take; 1 is what a dense one takes for one input of a row and 64 bytes of its outputs. For one
 # spike and 64 bytes; for one input, active or not, and 512 bytes; to transpose the weights or their gradient, for one
@@ -547,10 +548,20 @@ def cross_entropy(y: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Te
 
 def taken(x: Tensor, copy: Tensor) -> bool:
     """Copy x into `copy`; whether all entries are finite. Both contiguous."""
-    strange = array("q", [0])
-    table = [0, x.numel(), x.data_ptr(), copy.data_ptr(), strange.buffer_info()[0]]
-    run_in_parts("taken", x.dtype, table, 0, BLOCK, x.numel() // 4)
-    return not strange[0]
+    job = take_job(copy)
+    job.table[TAKE_FROM] = x.data_ptr()
+    job.run()
+    return not job.table[TAKE_STRANGE]
+
+
+def take_job(copy: Tensor) -> Job:
+    """What copies an input to a tensor; where from is to be said, and whether something was not finite is said there.
+
+    That is said by a number which must be 0 before, and is in the table.
+    """
+    job = Job("taken", copy.dtype, [0, copy.numel(), 0, copy.data_ptr(), 0, 0], 0, copy.numel() // 4)
+    job.table[4] = job.place + 8 * TAKE_STRANGE
+    return job
 
 
 def packed(x: Tensor) -> Spikes | None:

@@ -15,6 +15,7 @@ left over at the window's start right before its gradients: one product gives bo
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -57,7 +58,7 @@ class Commit(NamedTuple):
 class Binding:
     """A set of buffers and what comes before it: the kernels' tables, and what is to be committed."""
 
-    def __init__(self, buffers: Buffers, starts: Sequence[Start], plans: tuple[LayerPlan, ...], cpu: Any) -> None:
+    def __init__(self, buffers: Buffers, starts: Sequence[Start], plans: list[LayerPlan], cpu: Any) -> None:
         self.plans, self.starts = plans, starts  # the tables have the addresses of the starts
         self.commits: dict[tuple[bool, bool], Commit] = {}
         parts = list(zip(buffers.links, buffers.places, starts, strict=True))
@@ -108,6 +109,7 @@ class Buffers:
         self.begins = False  # whether the latest call was the first of its streams: there is nothing in the traces
         self.places = [Place(link, steps, lanes) for link in links]
         self.bindings: dict[Buffers | None, Binding] = {}  # by the buffers before; None where streams begin
+        self.take: Any = None  # what copies the input of few rows, and says whether it is finite
         self.reverse: Any = None  # the job of a single step
         self.reverses: list[Any] = []  # those of a window
         self.biases: list[Any] = []  # likewise, of the biases' gradients
@@ -130,6 +132,8 @@ class Pair:
         self.rest = [Start(link.layer.zeros(lanes, link.m), None, None) for link in links]
         for buffers in self.sets:
             parts = list(zip(links, buffers.places, self.scratch, strict=True))
+            if not buffers.wide:
+                buffers.take = cpu.take_job(buffers.places[0].numbers())
             if buffers.single:
                 words = [word for link, place, own in reversed(parts) for word in link.step_back_words(cpu, place, own)]
                 buffers.reverse = cpu.Job("step_reverse", buffers.dtype, [len(parts), 0, 0, 0, *words])
@@ -155,7 +159,6 @@ class Row:
         self.pairs: dict[tuple[int, int], Pair] = {}
         self.latest: Buffers | None = None  # what was committed last
         self.remembered: Remembered | None = None
-        self.known_plans: tuple[Plans | None, tuple[LayerPlan, ...]] = (None, ())
 
     def serves(self, layers: Sequence[nn.Module]) -> bool:
         """Whether it is of these layers, and they are as they were."""
@@ -180,9 +183,7 @@ class Row:
         if before is not None and (before.lanes if isinstance(before, Buffers) else len(before[0].mem)) != lanes:
             return None
         plans = self._plans(model, before)
-        if plans is not self.known_plans[0]:
-            self.known_plans = plans, tuple(plans[id(layer)] for layer in self.layers)
-        buffers, binding = self._bound(steps, lanes, before, self.known_plans[1])
+        buffers, binding = self._bound(steps, lanes, before, [plans[id(layer)] for layer in self.layers])
         y = memory.empty((*shape[:-1], self.m), self.dtype)
         if before is None:
             self.links[0].takes_spikes = True
@@ -206,9 +207,7 @@ class Row:
         """The same for a layer that is part of a model: the output, and what is to be committed."""
         steps, lanes = x.shape[:2]
         before = self._before(lanes)
-        if self.known_plans[1] != (plan,):
-            self.known_plans = None, (plan,)
-        buffers, binding = self._bound(steps, lanes, before, self.known_plans[1])
+        buffers, binding = self._bound(steps, lanes, before, [plan])
         y = memory.empty((steps, lanes, self.m), self.dtype)
         self._run(x.contiguous(), buffers, binding, y)
         place = buffers.places[0]
@@ -241,7 +240,7 @@ class Row:
         self.remembered = model._remembered
         return plans
 
-    def _bound(self, steps: int, lanes: int, before: Before, plans: tuple[LayerPlan, ...]) -> tuple[Buffers, Binding]:
+    def _bound(self, steps: int, lanes: int, before: Before, plans: list[LayerPlan]) -> tuple[Buffers, Binding]:
         """The set of buffers that may be written to, bound to what comes before."""
         pair = self.pairs.get((steps, lanes))
         if pair is None:
@@ -256,7 +255,7 @@ class Row:
             ]
             return buffers, Binding(buffers, starts, plans, self.cpu)
         binding = buffers.bindings.get(before)
-        if binding is None or binding.plans is not plans:
+        if binding is None or not all(map(operator.is_, binding.plans, plans)):
             starts = pair.rest if before is None else before.starts()
             binding = buffers.bindings[before] = Binding(buffers, starts, plans, self.cpu)
         return buffers, binding
@@ -277,38 +276,37 @@ class Row:
             table[self.cpu.STEP_HEAD + self.cpu.STEP_GIVEN], table[self.y_at] = x.data_ptr(), y.data_ptr()
             binding.step.run()
             return not table[1]
-        finite = True
+        if buffers.wide:
+            return self._run_wide(x, buffers, binding, y)
+        take = buffers.take.table
+        take[self.cpu.TAKE_FROM], take[self.cpu.TAKE_STRANGE] = x.data_ptr(), 0
+        buffers.take.run()
+        binding.scans[-1].table[self.cpu.Y_AT] = y.data_ptr()
+        for link, place, scan in zip(self.links, buffers.places, binding.scans, strict=True):
+            torch.mm(place.window, link.transposed, out=place.currents)
+            scan.run()
+        return not take[self.cpu.TAKE_STRANGE]
+
+    def _run_wide(self, x: Tensor, buffers: Buffers, binding: Binding, y: Tensor) -> bool:
+        finite, last = True, len(self.links) - 1
+        scratch = self.pairs[buffers.steps, buffers.lanes].scratch
         for i, (link, place, scan) in enumerate(zip(self.links, buffers.places, binding.scans, strict=True)):
-            above = buffers.places[i + 1] if i + 1 < len(self.links) else None
-            finite &= self._take(x, link, place, i == 0)
-            if place.spikes is not None:
+            if link.takes_spikes:
+                place.spikes = self.cpu.packed(x.view(place.shape))
+                link.takes_spikes = place.spikes is not None
+            if place.spikes is not None and link.takes_spikes:
                 self.cpu.product(place.spikes, link.w, out=place.kept)
             else:
-                torch.mm(place.numbers().view(-1, link.n), link.transposed, out=place.currents)
-            if above is None:
-                x = y
-            elif link.form is None or not above.wide:
-                x = above.numbers()
-            else:
-                x = self.pairs[buffers.steps, buffers.lanes].scratch[i].ls
+                numbers = place.numbers()
+                if i == 0:
+                    finite = self.cpu.taken(x, numbers)
+                else:
+                    numbers.copy_(x)
+                torch.mm(numbers.view(-1, link.n), link.transposed, out=place.currents)
+            x = y if i == last else scratch[i].ls
             scan.table[self.cpu.Y_AT] = x.data_ptr()
             scan.run()
         return finite
-
-    def _take(self, x: Tensor, link: Link, place: Place, first: bool) -> bool:
-        """Keep the input, as bits where that pays; whether it is finite, if it is the row's."""
-        if place.wide and link.takes_spikes:
-            place.spikes = self.cpu.packed(x.view(place.shape))
-            link.takes_spikes = place.spikes is not None
-        if place.wide and link.takes_spikes:
-            return True
-        numbers = place.numbers()
-        if first:
-            finite: bool = self.cpu.taken(x, numbers)
-            return finite
-        if x is not numbers:
-            numbers.copy_(x)
-        return True
 
     # -- backwards -------------------------------------------------------------------------------------------------
 
@@ -364,9 +362,9 @@ class Row:
         lowest = 0
         while below is None and lowest < len(self.links) and not self.links[lowest].trains():
             lowest += 1
-        scratch = self.pairs[buffers.steps, buffers.lanes].scratch
         if buffers.single:
             return self._step_reverse(ls, buffers, lowest, room, below, check)
+        scratch = self.pairs[buffers.steps, buffers.lanes].scratch
         if check and not self.cpu.is_finite(ls):
             return False
         signal = ls.data_ptr()

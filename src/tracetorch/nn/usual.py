@@ -189,7 +189,8 @@ class Place:
         else:
             front = lanes if link.traced else 0
             self.rows = zeros(front + steps * lanes, n)
-            self.x = self.rows[front:].view(steps, lanes, n)
+            self.window = self.rows[front:]
+            self.x = self.window.view(steps, lanes, n)
             trace = self.rows[:lanes] if link.traced else None
         self.traces: dict[str, Tensor] | tuple[()] = ()
         if trace is not None:
