@@ -298,8 +298,8 @@ def pack(real: Any) -> Any:
         in_step = -(-size // WORD)
         rest = np.zeros(WORD, real)
         zero, ones, other = real(0), 0, np.uint64(0)
+        step, first = begin // in_step, begin % in_step * WORD
         for i in range(begin, end):
-            step, first = i // in_step, i % in_step * WORD
             place = a[4] + (step * size + first) * width
             if size - first < WORD:
                 x = carray(_pointer(place), size - first, real)
@@ -310,6 +310,9 @@ def pack(real: Any) -> Any:
             other |= word ^ _one(place, zero)
             ones += _count(word, zero)
             words[i] = word
+            first += WORD
+            if first >= size:
+                step, first = step + 1, 0
         counts[begin // unit] = ones
         if other != np.uint64(0):
             strange[0] = 1
