@@ -267,3 +267,25 @@ def test_layers_that_share_a_synapse_add_up() -> None:
             net.zero_grad()
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_several_threads_give_the_same() -> None:
+    def gradients() -> list[Tensor]:
+        torch.manual_seed(0)
+        net = tt.Sequential(tt.LIF(1000, 300, **F64), tt.LI(300, M, **F64))
+        generator = torch.Generator().manual_seed(1)
+        for size in (1.0, 0.5, 1.0):
+            x = (torch.rand(40, 30, 1000, generator=generator, **F64) < 0.1).double() * size
+            y = net.window(x)
+            net.backward(torch.sin(torch.arange(y.numel(), **F64)).view_as(y))
+        return [p.grad for p in net.parameters()]
+
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(gradients())
+    finally:
+        torch.set_num_threads(before)
+    assert_same(*found)
