@@ -1,5 +1,6 @@
 """The kernels against the reference: equal spikes, and gradients that differ by rounding alone."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -200,3 +201,21 @@ def test_matrices_that_fade_become_zero_and_what_is_not_a_number_stays(dtype: to
     came = kernels.advance_matrix(before, *window, torch.full((1, 1), 0.5, dtype=dtype))
     expected = torch.tensor([0.0, 0.0, 0.0, 0.5, torch.nan, -torch.inf], dtype=dtype).repeat(1, 1, 9, 10)
     assert torch.equal(came.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+def test_no_kernel_uses_memory_that_it_has_let_go_of() -> None:
+    """Run where whatever is freed is given back at once, so that to touch it ends the process."""
+    program = """if True:
+        import torch, tracetorch as tt
+        for rule in (tt.InputTrace(), tt.Eligibility(nodes=2)):
+            for compact in (False, True):
+                model = tt.Sequential(tt.LIF(300, 70), tt.LIF(70, 70, learn_beta=True), tt.LI(70, 3), rule=rule)
+                model.compact = compact
+                for steps in (1, 40, 40, 7):
+                    y = model.window((torch.rand(steps, 6, 300) < 0.1).float())
+                    loss, ls = tt.loss.cross_entropy(y, torch.zeros(6, dtype=torch.int64))
+                    model.backward(ls)
+                    assert all(p.grad.isfinite().all() for p in model.parameters())
+    """
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_TRIM_THRESHOLD_": "0"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)

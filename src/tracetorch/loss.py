@@ -101,7 +101,8 @@ def cross_entropy(
         raise ValueError(f"{where}: expected of to be 'logits' or 'probs', got {of!r}.")
     _check_classes(where, y, target)
     cpu = kernels.cpu_for(y)
-    if cpu is not None and y.is_contiguous() and target.is_cpu and _are_plain(weights, y):
+    usual = 0 < y.ndim <= 3 and y.numel() > 0 and y.is_contiguous() and target.is_cpu
+    if cpu is not None and usual and _are_plain(weights, y):
         if weights is not None:
             _check_weights(where, y, weights)
         loss, ls, low, high = cpu.cross_entropy(y, target.contiguous(), weights)

@@ -39,7 +39,7 @@ def packed(x: Tensor) -> Spikes | None:
     if not torch.equal(is_one.to(x.dtype), x):
         return None
     steps, lanes, n = x.shape
-    eights = F.pad(is_one.view(steps, -1), (0, -lanes * n % WORD)).view(steps, -1, 8)
+    eights = F.pad(is_one.reshape(steps, -1), (0, -lanes * n % WORD)).view(steps, -1, 8)
     values = 2 ** torch.arange(8, device=x.device, dtype=torch.uint8)
     words = (eights * values).sum(-1, dtype=torch.uint8).view(torch.int64)
     return Spikes(words, (steps, lanes, n), int(is_one.sum()))

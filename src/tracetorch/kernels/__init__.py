@@ -117,7 +117,7 @@ def _load(module: str, compiler: str, device: str) -> ModuleType | None:
 def spiking(current: Tensor, start: State, values: Values, form: Form, given: Tensor | None = None) -> Scan:
     """See `functional.scan.spiking`; may use the memory of `current` for what it returns."""
     kernels = kernels_for(current)
-    if kernels is None or not knows(form):
+    if kernels is None or not knows(form) or not _fit(current, values, start):
         return scan.spiking(current, start, values, form, given)
     given = None if given is None else given.contiguous()
     scanned: Scan = kernels.spiking(current.contiguous(), start, values, form, given)
@@ -135,7 +135,7 @@ def spiking_reverse(
 ) -> Reverse:
     """See `functional.scan.spiking_reverse`."""
     kernels = kernels_for(record.u)
-    if kernels is None or not knows(form):
+    if kernels is None or not knows(form) or not _fit(record.u, values, start):
         return scan.spiking_reverse(ls, record, start, values, form, wanted, ahead)
     ls = None if ls is None else ls.contiguous()
     ran: Reverse = kernels.spiking_reverse(ls, record, start, values, form, wanted, ahead)
@@ -145,7 +145,7 @@ def spiking_reverse(
 def li(current: Tensor, mem: Tensor, beta: Tensor) -> Tensor:
     """See `functional.scan.li`."""
     kernels = kernels_for(current)
-    if kernels is None:
+    if kernels is None or not _fit(current, {"beta": beta}, State(mem)):
         return scan.li(current, mem, beta)
     out: Tensor = kernels.li(current.contiguous(), mem, beta)
     return out
@@ -154,7 +154,7 @@ def li(current: Tensor, mem: Tensor, beta: Tensor) -> Tensor:
 def li_reverse(ls: Tensor | None, out: Tensor, start: State, beta: Tensor, ahead: State | None = None) -> Reverse:
     """See `functional.scan.li_reverse`."""
     kernels = kernels_for(out)
-    if kernels is None or out.ndim != 3:
+    if kernels is None or out.ndim != 3 or not _fit(out, {"beta": beta}, start):
         return scan.li_reverse(ls, out, start, beta, ahead)
     ran: Reverse = kernels.li_reverse(None if ls is None else ls.contiguous(), out, start, beta, ahead)
     return ran
@@ -231,10 +231,10 @@ def product(window: Spikes, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return y
 
 
-def weights_kept(tensor: Tensor) -> AbstractContextManager[None]:
-    """A context in which no weights change, so that what kernels make of them for products is made once."""
-    kernels = cpu_for(tensor)
-    return nullcontext() if kernels is None else kernels.weights_kept()
+def weights_kept(weight: Tensor) -> AbstractContextManager[None]:
+    """A context in which a weight does not change, so that what kernels make of it for products is made once."""
+    kernels = cpu_for(weight)
+    return nullcontext() if kernels is None else kernels.weights_kept(weight)
 
 
 def weight_gradient(window: Spikes, g: Tensor) -> Tensor:
@@ -275,6 +275,17 @@ def carry_advanced(
 def spikes_pay(x: Tensor) -> bool:
     """Whether it may pay to keep a window (K, B, n) as bits, for the products: there are many rows, and kernels."""
     return x.shape[0] * x.shape[1] >= WIDE and cpu_for(x) is not None
+
+
+def _fit(like: Tensor, values: Values, start: State) -> bool:
+    """Whether a kernel can read all of them: it takes them to be of one dtype, on one device, and of the right size."""
+    states = [part for part in start if part is not None]
+    own = [value for name, value in values.items() if name != "recurrent"]
+    return (
+        all(tensor.dtype == like.dtype and tensor.device == like.device for tensor in (*states, *values.values()))
+        and all(part.shape[-2:] == like.shape[-2:] and part.is_contiguous() for part in states)
+        and all(value.ndim == 0 or value.shape == like.shape[-1:] for value in own)
+    )
 
 
 def _spread(drive: Tensor, traces: Tensor) -> Tensor:

@@ -542,6 +542,7 @@ def gather_t(real: Any) -> Any:
                         if words[j] != np.uint64(0):
                             _add(block, total + j * width * size, words[j], vectors, zero)
                 _transpose(total, width, inputs, columns, a[8] + (first * n + left) * size, n, size, adds, real)
+        scratch[0] = zero  # so that numba does not let go of it before: for it an address is no use
 
     return run
 

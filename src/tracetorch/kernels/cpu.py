@@ -654,13 +654,13 @@ def _numbers(spikes: Spikes, dtype: torch.dtype) -> Iterator[tuple[int, int, Ten
         yield begin, end, room[: end - begin]
 
 
-_known_panels: ContextVar[dict[int, Tensor] | None] = ContextVar("tracetorch_panels", default=None)
+_known_panels: ContextVar[tuple[int, list[Tensor]] | None] = ContextVar("tracetorch_panels", default=None)
 
 
 @contextmanager
-def weights_kept() -> Iterator[None]:
-    """Within this context no weights change: what `gather` makes of them is made once."""
-    before = _known_panels.set({})
+def weights_kept(weight: Tensor) -> Iterator[None]:
+    """Within this context the weight does not change: what `gather` makes of it is made once."""
+    before = _known_panels.set((weight.data_ptr(), []))
     try:
         yield
     finally:
@@ -677,15 +677,15 @@ def gather(spikes: Spikes, weight: Tensor, out: Tensor, bias: Tensor | None = No
 
 def _panels(weight: Tensor) -> Tensor:
     """The weights as `gather` reads them."""
-    known = _known_panels.get()
-    if known is not None and weight.data_ptr() in known:
-        return known[weight.data_ptr()]
+    address_, known = _known_panels.get() or (0, [])
+    if weight.data_ptr() == address_ and known:
+        return known[0]
     m, n = weight.shape
     blocks, padded = -(-n // WORD), -(-m // bits.VECTOR) * bits.VECTOR
     panels = memory.empty((blocks * (WORD + 1) * padded + bits.VECTOR,), weight.dtype)
     run_in_parts("panels", weight.dtype, [n, m, 0, n, weight.data_ptr(), _aligned(panels)], 2, WORD, weight.numel())
-    if known is not None:
-        known[weight.data_ptr()] = panels
+    if weight.data_ptr() == address_:
+        known.append(panels)
     return panels
 
 

@@ -19,8 +19,6 @@ SMALLEST = 2**18  # bytes, from which it pays
 SIZES, COPIES = 8, 6  # how many different sizes are kept, and how many of each
 
 _BITS = {torch.float32: np.float32, torch.float64: np.float64}
-_UNUSED = 3  # references to an array that no tensor refers to: of the list, of the loop, of the question
-
 _kept: OrderedDict[tuple[torch.dtype, int], list[np.ndarray]] = OrderedDict()  # the size used last comes last
 
 
@@ -28,7 +26,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor on the CPU, float32 or float64."""
     size = math.prod(shape)
     if size * dtype.itemsize < SMALLEST:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     arrays = _kept.get((dtype, size))
     if arrays is None:
         arrays = _kept[dtype, size] = []
@@ -37,9 +35,22 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     else:
         _kept.move_to_end((dtype, size))
     for array in arrays:
-        if sys.getrefcount(array) == _UNUSED:
+        if _references(array) == _UNUSED:
             return torch.from_numpy(array).view(shape)
     array = np.empty(size, _BITS[dtype])
     if len(arrays) < COPIES:
         arrays.append(array)
     return torch.from_numpy(array).view(shape)
+
+
+def _references(array: np.ndarray) -> int:
+    return sys.getrefcount(array)
+
+
+def _references_of_the_only_one(arrays: list[np.ndarray]) -> int:
+    for array in arrays:
+        return _references(array)
+    raise AssertionError
+
+
+_UNUSED = _references_of_the_only_one([np.empty(1)])  # of an array that no tensor refers to, in the loop of `empty`

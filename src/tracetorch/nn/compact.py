@@ -10,7 +10,6 @@ from .. import kernels
 from ..functional.scan import Values
 from ..functional.spikes import Spikes
 from ..rules.base import Nodes, Tape
-from .synapse import takes_spikes
 
 if TYPE_CHECKING:
     from .layer import Layer
@@ -33,7 +32,7 @@ class CompactTape(NamedTuple):
 
     def opened(self) -> Tape:
         """The tape."""
-        spikes = self.x if isinstance(self.x, Spikes) and takes_spikes(self.layer.synapse) else None
+        spikes = self.x if isinstance(self.x, Spikes) and self.layer._is_plain() else None
         x: Any = _Once(self.input)
         return OpenedTape(x, _Once(self.record), self.start, self.values, self.nodes, self.decay, spikes)
 
@@ -45,7 +44,7 @@ class CompactTape(NamedTuple):
         """The neuron's record."""
         layer = self.layer
         y = None if self.y is None else kernels.unpacked(self.y, layer.weight.dtype)
-        x = self.x if takes_spikes(layer.synapse) else self.input()
+        x = self.x if layer._is_plain() else self.input()
         return layer.neuron.recall(self.values, layer.current(x), self.start, y)
 
     def tensors(self) -> list[Tensor]:

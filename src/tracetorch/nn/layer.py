@@ -39,6 +39,7 @@ from .state import LayerState, flatten, restored
 from .streaming import Call, Handed, LayerPlan, Plans, TapeKeeper, full_precision, marked, stale
 
 DEFAULT_RULE = InputTrace()
+_OF_A_SYNAPSE = ("current", "weight_gradient", "transpose", "values")
 INPUT_RATE = 0.1  # the input that initialisation assumes: Bernoulli spikes at this rate per step
 RECURRENT_SHARE = 0.5  # of the membrane that initialisation aims at, from recurrent weights at the same rate
 KEPT_BANKS = 4  # of decays and nodes used lately
@@ -510,8 +511,9 @@ class Layer(Online):
         plan: LayerPlan | None = call.plans.get(id(self))
         if call.learning and not call.horizon and not call.compact and plan is not None and plan.nodes.above is None:
             row = self._as_row()
-            if row is not None:
-                y, (new, record, tapes, buffers) = row.propose(x, call, plan)
+            proposed = None if row is None else row.propose(x, call, plan)
+            if proposed is not None:
+                y, (new, record, tapes, buffers) = proposed
                 return y, [Proposal(self, LayerStep(new, record, tapes, plan, buffers))]
         steps, lanes = x.shape[:2]
         x = x.flatten(2)
@@ -537,9 +539,14 @@ class Layer(Online):
 
     def _as_spikes(self, x: Tensor, call: Call) -> Spikes | None:
         """The window as bits, where that pays and it is all spikes."""
-        if not synapses.takes_spikes(self.synapse) or not (call.compact or kernels.spikes_pay(x)):
+        if not self._is_plain() or not (call.compact or kernels.spikes_pay(x)):
             return None
         return kernels.packed(x)
+
+    def _is_plain(self) -> bool:
+        """Whether it is a Linear that does what it says, and the class uses it as all layers do."""
+        ours = all(getattr(type(self), name) is getattr(Layer, name) for name in _OF_A_SYNAPSE)
+        return ours and synapses.takes_spikes(self.synapse)
 
     def _take_shape(self, x: Tensor) -> None:
         """Check the shape of a step's input, and keep it: a convolution takes any size, but one at a time.
@@ -585,8 +592,8 @@ class Layer(Online):
         latest = self._segments[-1] if self._segments else None
         if latest is None or latest.call is not call or latest.ended or self._state is None:
             raise stale(type(self).__name__)
-        row = self._row
-        if row is not None and row.ran(latest) and row.serves([self]) and above is None and not wanted.adjoint:
+        row = self._as_row() if self._row is not None and above is None and not wanted.adjoint else None
+        if row is not None and row.ran(latest):
             signal, updates = row.gradients(ls[0], wanted.signal)
             return PartBackward([signal], None, updates)
         shape = self._known_shapes()[0]
@@ -714,11 +721,11 @@ class Layer(Online):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the state with the parameters: `.to()`, `.double()`, `.cuda()`."""
         state = self._advanced_state()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         self._state = map_tensors(fn, state)
         if self._plan is not None:
             self._plan = map_tensors(lambda nodes: nodes.to(self.weight.device), self._plan)  # float64 whatever
-        self._banks, self._known_values, self._row = [], None, None
+        self._banks, self._known_values = [], None
         self._forget()
         self._end("the model was moved or converted after the latest")
         return self
@@ -726,7 +733,7 @@ class Layer(Online):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold the advanced state and no tape."""
         return super().__getstate__() | {
-            "_state": self._advanced_state(),
+            "_state": map_tensors(torch.clone, self._advanced_state()),
             "_segments": (),
             "_banks": [],
             "_known_synapse": None,

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +160,15 @@ class Online(Streaming):
             _checks.at_least_one(type(self).__name__, "horizon", steps)
         self._horizon = steps
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What torch does to move or convert parameters."""
+        self._row = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold nothing that is known of the model's latest calls."""
+        return super().__getstate__() | {"_fits": None, "_row": None}
+
     # -- calls ---------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
@@ -190,7 +199,10 @@ class Online(Streaming):
         return self._call(x, window=True)
 
     def _call(self, x: Tensor, window: bool) -> Tensor:
-        if isinstance(x, Tensor) and self._learns_now() and not self._keeps_more_than(len(x) if window else 1):
+        if self.compact:
+            self._row = None
+        steps = len(x) if window and isinstance(x, Tensor) and x.ndim else 1
+        if isinstance(x, Tensor) and self._learns_now() and not self._keeps_more_than(steps):
             row = self._as_row()
             y = None if row is None else row.call(self, x, window)
             if y is not None:
@@ -408,7 +420,8 @@ class Online(Streaming):
     def tape_bytes(self, lanes: int = 1, window: int = 1) -> int:
         """The bytes that the latest call keeps for its backward until the next call, besides `state_bytes`.
 
-        Linear in lanes and steps. With a horizon H, the latest windows that cover it are kept. Found by running a copy
+        Linear in lanes and steps. With a horizon H, the latest windows that cover it are kept. With `compact`, of input
+        that is all spikes, and somewhat more than is kept of several lanes, which share words. Found by running a copy
         of the model for two short windows. The state of torch's random numbers, which a Dropout keeps (some 5 kB,
         whatever the lanes and steps), and each window's copy of betas and thresholds are not counted.
 
@@ -450,8 +463,7 @@ class Online(Streaming):
         self.reset()
         self.window(x)
         tensors = [tensor for part in self._parts() for tensor in part._tape_tensors()]
-        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-        return sum(storages.values())
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
     def break_even(self, rules: Sequence[Rule] | None = None, *, window: int = 1) -> dict[str, int]:
         """From which sequence length T on each rule keeps fewer bytes than backpropagation through time.

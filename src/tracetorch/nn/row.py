@@ -180,13 +180,11 @@ class Row:
                 return None
             x = x.to(self.dtype)
         before = self._before(lanes)
-        if before is not None and (before.lanes if isinstance(before, Buffers) else len(before[0].mem)) != lanes:
+        if not self._can_go_on(before, lanes):
             return None
         plans = self._plans(model, before)
         buffers, binding = self._bound(steps, lanes, before, [plans[id(layer)] for layer in self.layers])
         y = memory.empty((*shape[:-1], self.m), self.dtype)
-        if before is None:
-            self.links[0].takes_spikes = True
         finite = self._run(x.contiguous(), buffers, binding, y)
         if not finite and model.check_finite:
             return None
@@ -203,10 +201,12 @@ class Row:
             model._run = commit.run
         return y
 
-    def propose(self, x: Tensor, call: Call, plan: LayerPlan) -> tuple[Tensor, Any]:
+    def propose(self, x: Tensor, call: Call, plan: LayerPlan) -> tuple[Tensor, Any] | None:
         """The same for a layer that is part of a model: the output, and what is to be committed."""
         steps, lanes = x.shape[:2]
         before = self._before(lanes)
+        if not self._can_go_on(before, lanes):
+            return None
         buffers, binding = self._bound(steps, lanes, before, [plan])
         y = memory.empty((steps, lanes, self.m), self.dtype)
         self._run(x.contiguous(), buffers, binding, y)
@@ -227,6 +227,27 @@ class Row:
                 state = LayerState(State(link.layer.zeros(lanes, link.m)), None)
             starts.append(Start(state.neuron.mem, None, state.traces or None))
         return starts
+
+    def _can_go_on(self, before: Before, lanes: int) -> bool:
+        """Whether what comes before is of so many lanes, and of these layers."""
+        if before is None:
+            return True
+        if isinstance(before, Buffers):
+            return before.lanes == lanes
+        for link, start in zip(self.links, before, strict=True):
+            shapes = {"weight": (lanes, 1, link.n), "bias": (lanes, 1, 1)}
+            if link.bias is None:
+                del shapes["bias"]
+            traces = start.traces
+            if not _is_like(start.mem, (lanes, link.m), link.w):
+                return False
+            if traces is None or not link.traced:
+                continue
+            if traces.keys() != shapes.keys() or not all(
+                _is_like(traces[name], shape, link.w) for name, shape in shapes.items()
+            ):
+                return False
+        return True
 
     def _plans(self, model: Online, before: Before) -> Plans:
         """As `model._planned()`, which need not look at the layers again where the row has done so."""
@@ -249,6 +270,8 @@ class Row:
             pair = self.pairs[steps, lanes] = Pair(self.links, steps, lanes, self.cpu)
         buffers = pair.sets[self.latest is pair.sets[0]]
         buffers.begins = before is None
+        for link in self.links if buffers.begins else ():
+            link.takes_spikes = True
         if isinstance(before, list):
             starts = [
                 start._replace(traces=None) if plan.fresh else start for start, plan in zip(before, plans, strict=True)
@@ -291,17 +314,17 @@ class Row:
         finite, last = True, len(self.links) - 1
         scratch = self.pairs[buffers.steps, buffers.lanes].scratch
         for i, (link, place, scan) in enumerate(zip(self.links, buffers.places, binding.scans, strict=True)):
-            if link.takes_spikes:
-                place.spikes = self.cpu.packed(x.view(place.shape))
-                link.takes_spikes = place.spikes is not None
-            if place.spikes is not None and link.takes_spikes:
-                self.cpu.product(place.spikes, link.w, out=place.kept)
+            spikes = self.cpu.packed(x.view(place.shape)) if link.takes_spikes else None
+            if spikes is not None:
+                place.spikes, place.x = spikes, None
+                self.cpu.product(spikes, link.w, out=place.kept)
             else:
                 numbers = place.numbers()
                 if i == 0:
                     finite = self.cpu.taken(x, numbers)
                 else:
                     numbers.copy_(x)
+                link.takes_spikes = link.takes_spikes and not finite  # none comes for some time, unless x is refused
                 torch.mm(numbers.view(-1, link.n), link.transposed, out=place.currents)
             x = y if i == last else scratch[i].ls
             scan.table[self.cpu.Y_AT] = x.data_ptr()
@@ -322,9 +345,24 @@ class Row:
                 return None
             if not link.has_its_weights() or not link.may_add():
                 return None
-        below = torch.empty(buffers.steps, buffers.lanes, self.n, dtype=self.dtype) if input_signal else None
-        if not self._reverse(ls.contiguous(), buffers, _into_grad, below, model.check_finite):
+        below = None
+        if input_signal:
+            below = memory.empty((buffers.steps, buffers.lanes, self.n), self.dtype)
+        made: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def room(parameter: Tensor) -> tuple[Tensor, bool]:
+            grad = parameter.grad
+            if grad is not None:
+                return grad, True
+            if id(parameter) in made:
+                return made[id(parameter)][1], True
+            made[id(parameter)] = parameter, memory.empty(parameter.shape, self.dtype)
+            return made[id(parameter)][1], False
+
+        if not self._reverse(ls.contiguous(), buffers, room, below, model.check_finite):
             return None
+        for parameter, grad in made.values():
+            parameter.grad = grad
         return (None if below is None else call.unfold(below),)
 
     def ran(self, segment: Segment) -> bool:
@@ -336,7 +374,7 @@ class Row:
         buffers = self.latest
         assert buffers is not None
         steps, lanes = buffers.steps, buffers.lanes
-        ls = torch.zeros(steps, lanes, self.m, dtype=self.dtype) if ls is None else ls.contiguous()
+        ls = self.links[0].w.new_zeros(steps, lanes, self.m) if ls is None else ls.contiguous()
         updates: list[tuple[nn.Parameter, Tensor]] = []
 
         def fresh(parameter: Tensor) -> tuple[Tensor, bool]:
@@ -362,6 +400,8 @@ class Row:
         lowest = 0
         while below is None and lowest < len(self.links) and not self.links[lowest].trains():
             lowest += 1
+        if lowest == len(self.links):
+            return not check or bool(self.cpu.is_finite(ls))
         if buffers.single:
             return self._step_reverse(ls, buffers, lowest, room, below, check)
         scratch = self.pairs[buffers.steps, buffers.lanes].scratch
@@ -413,21 +453,15 @@ class Row:
         table, at = job.table, cpu.STEP_HEAD
         table[0], table[1], table[2] = len(self.links) - lowest, 0, check
         table[at + cpu.STEP_LS] = ls.data_ptr()
-        made: list[Tensor] = []
         for i in range(len(self.links) - 1, lowest - 1, -1):
             for parameter, where in zip((self.links[i].weight, self.links[i].bias), cpu.STEP_GRADIENTS, strict=True):
                 table[at + where] = 0
                 if parameter is not None and parameter.requires_grad:
                     out, add = room(parameter)
                     table[at + where], table[at + where + 1] = out.data_ptr(), add
-                    if not add:
-                        made.append(parameter)
             table[at + cpu.STEP_BELOW] = scratch[i - 1].ls.data_ptr() if i > lowest else cpu.address(below)
             at += cpu.STEP_TABLE
         job.run()
-        if table[1]:
-            for parameter in made:
-                parameter.grad = None
         return not table[1]
 
 
@@ -475,15 +509,11 @@ def _follows(link: Link, place: Place) -> bool:
     return len(segments) == 1 and _is_of(segments[0], place) and segments[0].reset is None
 
 
+def _is_like(tensor: Tensor, shape: tuple[int, ...], weight: Tensor) -> bool:
+    """Whether a kernel may read a tensor as one of this shape, and of the weight's dtype."""
+    return tensor.shape == shape and tensor.dtype == weight.dtype and tensor.is_cpu and tensor.is_contiguous()
+
+
 def _is_of(segment: Segment, place: Place) -> bool:
     """Whether the segment's tape is the one that the place keeps."""
     return isinstance(segment.tape, PlaceTape) and segment.tape.place is place
-
-
-def _into_grad(parameter: Tensor) -> tuple[Tensor, bool]:
-    """The parameter's gradient, and whether there is one to be added to."""
-    grad = parameter.grad
-    if grad is not None:
-        return grad, True
-    parameter.grad = grad = memory.empty(parameter.shape, parameter.dtype)
-    return grad, False

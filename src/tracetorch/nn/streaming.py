@@ -23,7 +23,11 @@ _SET_IN_CALLS = frozenset(
 
 
 class Call:
-    """One forward call: the shape in which the user gave x, and the identity that ties backward to it."""
+    """One forward call: the shape in which the user gave x, and the identity that ties backward to it.
+
+    A row of usual layers has one for every second of its calls: by the time that it comes again, no layer's tape is of
+    the call before that had it.
+    """
 
     def __init__(self, window: bool, unbatched: bool, learning: bool) -> None:
         self.window = window
@@ -335,8 +339,6 @@ class Streaming(nn.Module):
             "_latest": None,
             "_ended": "a copy has none yet",
             "_remembered": None,
-            "_fits": None,
-            "_row": None,
         }
 
     def _a_weight(self) -> Tensor:

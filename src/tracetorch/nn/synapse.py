@@ -93,7 +93,8 @@ def _linear_patches(module: nn.Linear, x: Tensor) -> Tensor:  # noqa: ARG001
 
 def takes_spikes(module: nn.Module) -> bool:
     """Whether products with spikes can be left to `kernels.product`."""
-    return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+    return type(module) is nn.Linear and not hooked
 
 
 def product(module: nn.Module, x: Spikes) -> Tensor:

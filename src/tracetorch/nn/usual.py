@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from .layer import Layer
 
 
+_OF_A_RULE = ("start", "advance", "carry", "backward", "grid", "decay_start", "check")
+
+
 def is_usual(layer: Layer) -> bool:
     """Whether a layer is of the kind that is served here."""
     synapse, neuron, rule = layer.synapse, layer.neuron, layer.rule
-    if type(synapse) is not nn.Linear or synapse._forward_hooks or synapse._forward_pre_hooks:
+    if not layer._is_plain() or len(layer._parameters) > 1 or layer.recurrent:  # besides `recurrent_weight`, None
         return False
     if type(neuron) is SpikingNeuron:
         form = neuron.form
@@ -36,17 +39,22 @@ def is_usual(layer: Layer) -> bool:
         good = neuron.parameters == {"beta", "threshold"} and plain and known
     else:
         good = type(neuron) is LINeuron
-    carry = type(rule).carry
-    learned = len(layer._parameters) > 1 or layer.recurrent  # besides `recurrent_weight`, which is None
+    if not good or rule.feedback != "symmetric" or not any(_is_as(rule, known) for known in (InputTrace, Truncated)):
+        return False
+    weight, bias, values = cast(Tensor, synapse.weight), cast(Tensor | None, synapse.bias), layer.values()
+    tensors = [weight, *values.values(), *([] if bias is None else [bias])]
     return (
-        good
-        and not learned
-        and rule.feedback == "symmetric"
-        and (carry is InputTrace.carry or (carry is Rule.carry and isinstance(rule, Truncated)))
-        and synapse.weight.is_contiguous()
-        and (synapse.bias is None or synapse.bias.dtype == synapse.weight.dtype)
-        and layer.values()["beta"].numel() == 1
+        isinstance(weight, nn.Parameter)
+        and (bias is None or isinstance(bias, nn.Parameter))
+        and all(tensor.is_cpu and tensor.dtype == weight.dtype and tensor.is_contiguous() for tensor in tensors)
+        and layer._shapes == ((weight.shape[1],), (weight.shape[0],))
+        and values["beta"].numel() == 1
     )
+
+
+def _is_as(rule: Rule, known: type[Rule]) -> bool:
+    """Whether a rule does everything as that class does it."""
+    return all(getattr(type(rule), name) is getattr(known, name) for name in _OF_A_RULE)
 
 
 def make_a_row(layers: Sequence[Layer]) -> bool:
@@ -71,6 +79,7 @@ class Link:
         self.w = self.weight.detach()  # the same memory
         self.transposed = self.w.t()
         self.places = self.w.data_ptr(), cpu.address(self.bias)
+        self.lies = _lies(self.weight), None if self.bias is None else _lies(self.bias)
         self.form = layer.neuron.form if isinstance(layer.neuron, SpikingNeuron) else None
         self.constants = array("d", [1.0, 1.0, 1.0, 0.0])
         self.ls_at = cpu.LI_LS_AT if self.form is None else cpu.LS_AT  # in the reverse scan's table
@@ -83,15 +92,16 @@ class Link:
             self.firing, self.surrogate_code = cpu.firing_code(self.form), cpu.surrogate_code(self.form)
 
     def has_its_weights(self) -> bool:
-        """Whether weight and bias lie where they lay."""
-        synapse, parameters = self.synapse, self.synapse._parameters
-        weight, bias = parameters["weight"], parameters["bias"]
+        """Whether weight and bias are those that they were, and lie where they lay."""
+        synapse = self.synapse
+        if self.own["_modules"]["synapse"] is not synapse or type(synapse) is not nn.Linear:
+            return False
+        weight, bias = synapse._parameters.get("weight"), synapse._parameters.get("bias")
         return (
-            self.own["_modules"]["synapse"] is synapse
-            and weight is self.weight
+            weight is self.weight
             and bias is self.bias
-            and weight.data_ptr() == self.places[0]
-            and (bias is None or bias.data_ptr() == self.places[1])
+            and _lies(weight) == self.lies[0]
+            and (bias is None or _lies(bias) == self.lies[1])
         )
 
     def is_as_it_was(self) -> bool:
@@ -112,13 +122,19 @@ class Link:
             and (form is None or form.firing.surrogate is self.surrogate)
             and not synapse._forward_hooks
             and not synapse._forward_pre_hooks
+            and "forward" not in synapse.__dict__
         )
 
     def may_add(self) -> bool:
         """Whether the parameters' gradients are such that a kernel may add to them."""
         for parameter in (self.weight, self.bias):
-            grad = None if parameter is None else parameter.grad
-            if grad is not None and (grad.requires_grad or grad.layout != torch.strided or not grad.is_contiguous()):
+            if parameter is None:
+                continue
+            grad, dtype = parameter.grad, parameter.dtype
+            if grad is None:
+                if getattr(parameter, "grad_dtype", dtype) not in (dtype, None):
+                    return False
+            elif grad.dtype != dtype or grad.requires_grad or grad.layout != torch.strided or not grad.is_contiguous():
                 return False
         return True
 
@@ -170,6 +186,11 @@ class Link:
         return cpu.Job("spiking_reverse", place.kept.dtype, table, 2, steps * size)
 
 
+def _lies(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...], torch.dtype]:
+    """Where and how a tensor lies in memory."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
 class Place:
     """What a call leaves behind of one layer.
 
@@ -218,7 +239,7 @@ class PlaceTape(NamedTuple):
     """The tape of a call: a `Tape` when it is opened."""
 
     place: Place
-    start: State
+    start: State  # of use until the next call proposes anything: its membranes are the other set's
     values: Values
     nodes: Nodes
     decay: None = None
