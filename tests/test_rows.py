@@ -261,3 +261,17 @@ def test_buffers_go_where_tapes_are_compact() -> None:
     net.compact = True
     learn(net, 3)
     assert net._row is None
+
+
+@pytest.mark.parametrize("rule", [tt.InputTrace(), tt.Truncated()])
+@pytest.mark.parametrize("size", [1.0, 0.5])
+def test_single_steps_of_many_lanes(rule: tt.rules.Rule, size: float) -> None:
+    def run() -> list[Tensor]:
+        net, seen = model(rule=rule), []
+        for i, steps in enumerate((1, 1, 3, 1)):
+            y = net.window(size * spikes(steps, 130, seed=i))
+            net.backward(torch.sin(torch.arange(y.numel(), **F64)).view_as(y))
+            seen.append(y)
+        return seen + [p.grad for p in net.parameters() if p.grad is not None]
+
+    assert_same(run)

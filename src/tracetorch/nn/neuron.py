@@ -119,6 +119,9 @@ class LINeuron(MembraneNeuron):
 
     def reverse(self, tape: Tape, ls: Tensor | None, wanted: Collection[str], ahead: State | None = None) -> Reverse:
         """The window backwards."""
+        if ls is not None and ls.ndim == 3 and not wanted:
+            ls = ls.contiguous()  # in the place of the membranes, which only dL/dbeta needs
+            return kernels.li_reverse(ls, ls, tape.start, tape.values["beta"], ahead)._replace(own={})
         mem: Tensor = tape.record.mem
         if ls is not None:
             ls = ls.expand(len(mem), *ls.shape[1:-2], *mem.shape[-2:])

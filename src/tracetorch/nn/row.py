@@ -428,10 +428,18 @@ class Row:
 
     def _weight_gradient(self, link: Link, place: Place, own: Scratch, begins: bool, out: Tensor, add: bool) -> None:
         """The sum of the steps' and the traces' part, into `out` or added to it."""
+        trace = place.trace("weight")
+        if own.taken is not None and trace is not None:  # of a single step: g (x + beta Z)^T
+            if place.spikes is not None:
+                self.cpu.unpack(place.spikes, 0, len(own.taken), own.taken)
+            else:
+                own.taken.copy_(place.numbers().view(-1, link.n))
+            own.taken.add_(trace.view(-1, link.n), alpha=link.beta)
+            _product(own.window.t(), own.taken, out, add)
+            return
         if not place.wide:
             _product(own.transposed, place.rows, out, add)
             return
-        trace = place.trace("weight")
         if trace is not None and not begins:
             _product(own.leftover.t(), trace.view(-1, link.n), out, add)
             add = True

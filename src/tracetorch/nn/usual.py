@@ -75,6 +75,7 @@ class Link:
         self.rules, self.traced = (layer._own_rule, layer._model_rule), isinstance(layer.rule, InputTrace)
         self.m, self.n = self.weight.shape
         self.values: Values = layer.values()
+        self.beta = self.values["beta"].item()
         self.seen = [(name, b, b._version) for name, b in layer._buffers.items() if b is not None]
         self.w = self.weight.detach()  # the same memory
         self.transposed = self.w.t()
@@ -276,5 +277,6 @@ class Scratch:
         self.leftover, self.window = rows[:lanes], rows[lanes:]
         self.transposed = (rows if link.traced else self.window).t()
         self.total = zeros(lanes, m)  # of the steps' dL/dp
+        self.taken = zeros(lanes, link.n) if steps == 1 and link.traced else None  # what a single step's weights took
         self.ls = zeros(steps, lanes, m)  # in a forward pass of many rows what the layer emits
         self.ls_rows = self.ls.view(-1, m)
