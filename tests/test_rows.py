@@ -275,3 +275,16 @@ def test_single_steps_of_many_lanes(rule: tt.rules.Rule, size: float) -> None:
         return seen + [p.grad for p in net.parameters() if p.grad is not None]
 
     assert_same(run)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("step", [False, True])
+def test_a_warning_of_large_states_points_to_the_call(reference: bool, step: bool) -> None:
+    net = model()
+    net.state_limit = 1
+    with (
+        kernels.reference() if reference else contextlib.nullcontext(),
+        pytest.warns(UserWarning, match="limit") as seen,
+    ):
+        net(spikes(LANES)) if step else net.window(spikes(2, LANES))
+    assert {warning.filename for warning in seen} == {__file__}

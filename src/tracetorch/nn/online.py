@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
@@ -251,7 +253,7 @@ class Online(Streaming):
         starting = [plans[id(layer)].fresh for layer in self._layers().values()]
         return len(kept) == 1 and all(fresh == starting[0] for fresh in starting)
 
-    def _check_size(self, plans: Plans, lanes: int, stacklevel: int = 4) -> None:
+    def _check_size(self, plans: Plans, lanes: int) -> None:
         """Warn where a stream begins that will keep more bytes than the limit."""
         known = self._fits
         if known is not None and known[0] is plans and known[1:] == (lanes, self.state_limit):
@@ -268,7 +270,7 @@ class Online(Streaming):
                     f"{type(self).__name__}: layer {name or 0} ({layer!r}) will keep {size:,} bytes between calls for "
                     f"{lanes} lanes, more than the limit of {self.state_limit:,}. Give it rule=MeanField(), or "
                     f"InputTrace() with a horizon, or fewer lanes; or set state_limit (bytes, None for no limit).",
-                    stacklevel=stacklevel,
+                    stacklevel=_level_of_the_user(),
                 )
         self._fits = (plans, lanes, self.state_limit) if fits else None
 
@@ -581,6 +583,15 @@ class Online(Streaming):
             known: give the sizes of the calls before, where there were any.
         """
         raise NotImplementedError
+
+
+def _level_of_the_user() -> int:
+    """The stack level, for a warning that the caller gives, of the first frame outside of this library and torch."""
+    inside = str(Path(torch.__file__).parent / "_")[:-1], str(Path(__file__).parents[1] / "_")[:-1]
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _let_go_of_gradients(module: nn.Module) -> None:

@@ -189,7 +189,7 @@ class Row:
         if not finite and model.check_finite:
             return None
         if before is None or isinstance(before, list):
-            model._check_size(plans, lanes, 5)
+            model._check_size(plans, lanes)
         commit = binding.commit(buffers, window, unbatched)
         for link, left in zip(self.links, commit.layers, strict=True):
             link.own.update(left)
