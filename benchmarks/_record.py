@@ -44,3 +44,11 @@ def load(name: str) -> dict[str, Any]:
     path = RESULTS / f"{name}.json"
     figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return figures
+
+
+def write_readme(name: str, text: str) -> None:
+    """Put a text between the marks of this name in README.md."""
+    path = Path(__file__).parents[1] / "README.md"
+    before, rest = path.read_text().split(f"<!-- {name} -->\n")
+    _, after = rest.split(f"<!-- /{name} -->")
+    path.write_text(f"{before}<!-- {name} -->\n{text}<!-- /{name} -->{after}")

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from _record import load, machine, save
+from _record import load, machine, save, write_readme
 from tracetorch import datasets, train
 
 ROOT = Path(__file__).parents[1]
@@ -92,14 +92,6 @@ def table(figures: dict[str, Any]) -> str:
     )
 
 
-def write_readme(text: str) -> None:
-    """Put the table between its two marks."""
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split("<!-- images -->\n")
-    _, after = rest.split("<!-- end of images -->")
-    readme.write_text(f"{before}<!-- images -->\n{text}\n<!-- end of images -->{after}")
-
-
 def main() -> None:
     """Measure the rows asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -113,7 +105,7 @@ def main() -> None:
             print(name, runs[-1], flush=True)
         rows = load("images").get("rows", {})  # read late: another row may have been measured meanwhile
         save("images", {"rows": rows | {name: {"machine": machine(), "runs": runs}}})
-    write_readme(table(load("images")))
+    write_readme("images", table(load("images")) + "\n")
 
 
 if __name__ == "__main__":

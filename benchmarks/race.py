@@ -28,7 +28,7 @@ import torch
 
 import tracetorch as tt
 from _peers import ACTIVITY, CONTESTANTS, Contestant, Drawn, Held, ours, weights
-from _record import load, save
+from _record import load, save, write_readme
 from _timing import cell, decorate, in_a_row, spread, table
 
 ROOT = Path(__file__).parents[1]
@@ -351,14 +351,6 @@ def readme(figures: dict[str, Any]) -> str:
     )
 
 
-def write_readme(text: str) -> None:
-    """Put the table between its two marks."""
-    path = ROOT / "README.md"
-    before, rest = path.read_text().split("<!-- race -->\n")
-    _, after = rest.split("<!-- /race -->")
-    path.write_text(f"{before}<!-- race -->\n{text}<!-- /race -->{after}")
-
-
 def plots(figures: dict[str, Any], folder: Path) -> None:
     """Both plots, as SVG."""
     import matplotlib
@@ -421,7 +413,7 @@ def main() -> None:
     if arguments.page:
         figures = load("race")
         (ROOT / "docs" / "race.md").write_text(page(figures))
-        write_readme(readme(figures))
+        write_readme("race", readme(figures))
         plots(figures, ROOT / "docs")
         return
     figures = {key: value for key, value in load("race").items() if key != "machine"}

@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 
 from ..functional.spikes import WORD
 from .jit import kernel as _kernel
+from .jit import least_kept
 from .jit import loop as _loop
 from .jit import pointer as _pointer
 
@@ -355,7 +356,7 @@ def unpack(real: Any) -> Any:
 
 def fold_bits(real: Any) -> Any:
     """`loops.fold`, of bits."""
-    width = np.dtype(real).itemsize
+    width, least = np.dtype(real).itemsize, least_kept(real)
 
     @_kernel
     def run(address: int) -> None:
@@ -363,7 +364,6 @@ def fold_bits(real: Any) -> Any:
         steps, size, lanes, begin, end = a[0], a[1], a[2], a[3], a[4]
         old, new = carray(_pointer(a[6]), size, real), carray(_pointer(a[7]), size, real)
         decay = carray(_pointer(a[8]), 1, real)[0]
-        least = real(np.finfo(real).tiny) * real(2**24)
         rest = np.zeros(WORD, real)
         stride = -(-size // WORD) * 8
         for start in range(begin, end, WORD):

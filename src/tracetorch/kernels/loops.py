@@ -19,6 +19,7 @@ import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
 from .jit import kernel as _kernel
+from .jit import least_kept
 from .jit import loop as _loop
 from .jit import pointer as _pointer
 from .jit import summing as _sum
@@ -688,6 +689,7 @@ def fold(real: Any) -> Any:
 
     Traces that are not there (address 0) are zero; with no steps they are copied.
     """
+    least = least_kept(real)
 
     @_kernel
     def run(address: int) -> None:
@@ -699,7 +701,6 @@ def fold(real: Any) -> Any:
             carray(_pointer(a[7]), size, real),
         )
         decay = carray(_pointer(a[8]), 1, real)[0]
-        least = real(np.finfo(real).tiny) * real(2**24)  # what fades below it would soon be computed ten times slower
         whole = 8 * BLOCK  # what is read of one step at a time: long enough for memory, short enough for the cache
         for start in range(begin, end, whole):
             n = min(whole, end - start)
@@ -795,6 +796,7 @@ def step(real: Any) -> Any:
 
     The table: how many layers; whether the input was not finite, which is written; then each layer's own.
     """
+    least = least_kept(real)
 
     @_kernel
     def run(address: int) -> None:
@@ -809,7 +811,6 @@ def step(real: Any) -> Any:
             beta = carray(_pointer(a[12]), 1, real)[0]
             theta = carray(_pointer(a[13]), m, real)
             theta_step = a[14]
-            least = real(np.finfo(real).tiny) * real(2**24)
             zero, one = real(0), real(1)
             if a[4] != 0:
                 given = carray(_pointer(a[4]), lanes * n, real)

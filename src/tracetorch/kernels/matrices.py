@@ -16,6 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .jit import kernel as _kernel
+from .jit import least_kept
 from .jit import loop as _loop
 from .jit import pointer as _pointer
 from .jit import summing as _sum
@@ -61,8 +62,8 @@ def _tile(vectors: int) -> Any:
 
             add_product = intrinsic_of(f"llvm.fmuladd.v{VECTOR // size}f{bits}", vector, [vector] * 3)
             size_of = intrinsic_of(f"llvm.fabs.v{VECTOR // size}f{bits}", vector, [vector])
-            tiny = np.finfo(np.float32 if bits == 32 else np.float64).tiny
-            least = ir.Constant(vector, [float(tiny) * 2**24] * vector.count)  # see `fold`
+            smallest = float(least_kept(np.float32 if bits == 32 else np.float64))
+            least = ir.Constant(vector, [smallest] * vector.count)
             hint = [byte.as_pointer(), *[cgutils.int32_t] * 3]
             fetch = intrinsic_of("llvm.prefetch.p0", ir.VoidType(), hint)
             for_reading = [ir.Constant(cgutils.int32_t, code) for code in (0, 3, 1)]  # into the nearest cache

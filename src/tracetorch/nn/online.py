@@ -230,12 +230,11 @@ class Online(Streaming):
         call, folded = self._fold_input(x, window, copied=self._learns_now())
         if call.learning:
             call.plans, call.compact = self._planned(), self.compact
-            call.as_remembered = self._remembered is not None and call.plans is self._remembered.running
             if self._horizon is not None and self._horizon > len(folded) and self._parts_agree(call.plans):
                 call.horizon = self._horizon
         with full_precision(folded):
             y, proposals = self._propose(folded, call)
-        if call.learning and not call.as_remembered:
+        if call.learning and (self._remembered is None or call.plans is not self._remembered.running):
             self._check_size(call.plans, folded.shape[1])
         for proposal in proposals:
             proposal.commit(call)

@@ -135,11 +135,17 @@ class Pair:
             if not buffers.wide:
                 buffers.take = cpu.take_job(buffers.places[0].numbers())
             if buffers.single:
-                words = [word for link, place, own in reversed(parts) for word in link.step_back_words(cpu, place, own)]
+                words = [
+                    word
+                    for link, place, scratch in reversed(parts)
+                    for word in link.step_back_words(cpu, place, scratch)
+                ]
                 buffers.reverse = cpu.Job("step_reverse", buffers.dtype, [len(parts), 0, 0, 0, *words])
             else:
-                buffers.reverses = [link.reverse_job(cpu, place, own) for link, place, own in parts]
-                buffers.biases = [cpu.bias_job(own.total, own.leftover, place.trace("bias")) for _, place, own in parts]
+                buffers.reverses = [link.reverse_job(cpu, place, scratch) for link, place, scratch in parts]
+                buffers.biases = [
+                    cpu.bias_job(scratch.total, scratch.leftover, place.trace("bias")) for _, place, scratch in parts
+                ]
 
 
 class Row:
@@ -192,7 +198,7 @@ class Row:
             model._check_size(plans, lanes)
         commit = binding.commit(buffers, window, unbatched)
         for link, left in zip(self.links, commit.layers, strict=True):
-            link.own.update(left)
+            link.attributes.update(left)
         self.latest = buffers
         call = commit.call
         call.plans, call.y_shape = plans, tuple(y.shape)
@@ -218,7 +224,7 @@ class Row:
         latest = self.latest
         if latest is not None and all(map(_follows, self.links, latest.places)):
             return latest
-        if all(link.own["_state"] is None for link in self.links):
+        if all(link.attributes["_state"] is None for link in self.links):
             return None
         starts = []
         for link in self.links:
@@ -341,7 +347,7 @@ class Row:
         if tuple(ls.shape) != call.y_shape or self.cpu is not kernels.cpu_for(ls) or torch.is_autocast_enabled("cpu"):
             return None
         for link, place in zip(self.links, buffers.places, strict=True):
-            if not _follows(link, place) or link.own["_segments"][0].call is not call:
+            if not _follows(link, place) or link.attributes["_segments"][0].call is not call:
                 return None
             if not link.has_its_weights() or not link.may_add():
                 return None
@@ -404,49 +410,51 @@ class Row:
             return not check or bool(self.cpu.is_finite(ls))
         if buffers.single:
             return self._step_reverse(ls, buffers, lowest, room, below, check)
-        scratch = self.pairs[buffers.steps, buffers.lanes].scratch
+        each = self.pairs[buffers.steps, buffers.lanes].scratch
         if check and not self.cpu.is_finite(ls):
             return False
         signal = ls.data_ptr()
         for i in range(len(self.links) - 1, lowest - 1, -1):
-            link, place, own, job = self.links[i], buffers.places[i], scratch[i], buffers.reverses[i]
+            link, place, scratch, job = self.links[i], buffers.places[i], each[i], buffers.reverses[i]
             job.table[link.ls_at] = signal
             job.run()
             if link.weight.requires_grad:
-                self._weight_gradient(link, place, own, buffers.begins, *room(link.weight))
+                self._weight_gradient(link, place, scratch, buffers.begins, *room(link.weight))
             if link.bias is not None and link.bias.requires_grad:
                 out, add = room(link.bias)
                 bias = buffers.biases[i]
                 bias.table[self.cpu.BIAS_OUT], bias.table[self.cpu.BIAS_OUT + 1] = out.data_ptr(), add
                 bias.run()
             if i > lowest:
-                torch.mm(own.window, link.w, out=scratch[i - 1].ls_rows)
-                signal = scratch[i - 1].ls.data_ptr()
+                torch.mm(scratch.window, link.w, out=each[i - 1].ls_rows)
+                signal = each[i - 1].ls.data_ptr()
             elif below is not None:
-                torch.mm(own.window, link.w, out=below.view(-1, link.n))
+                torch.mm(scratch.window, link.w, out=below.view(-1, link.n))
         return True
 
-    def _weight_gradient(self, link: Link, place: Place, own: Scratch, begins: bool, out: Tensor, add: bool) -> None:
+    def _weight_gradient(
+        self, link: Link, place: Place, scratch: Scratch, begins: bool, out: Tensor, add: bool
+    ) -> None:
         """The sum of the steps' and the traces' part, into `out` or added to it."""
         trace = place.trace("weight")
-        if own.taken is not None and trace is not None:  # of a single step: g (x + beta Z)^T
+        if scratch.taken is not None and trace is not None:  # of a single step: g (x + beta Z)^T
             if place.spikes is not None:
-                self.cpu.unpack(place.spikes, 0, len(own.taken), own.taken)
+                self.cpu.unpack(place.spikes, 0, len(scratch.taken), scratch.taken)
             else:
-                own.taken.copy_(place.numbers().view(-1, link.n))
-            own.taken.add_(trace.view(-1, link.n), alpha=link.beta)
-            _product(own.window.t(), own.taken, out, add)
+                scratch.taken.copy_(place.numbers().view(-1, link.n))
+            scratch.taken.add_(trace.view(-1, link.n), alpha=link.beta)
+            _product(scratch.window.t(), scratch.taken, out, add)
             return
         if not place.wide:
-            _product(own.transposed, place.rows, out, add)
+            _product(scratch.transposed, place.rows, out, add)
             return
         if trace is not None and not begins:
-            _product(own.leftover.t(), trace.view(-1, link.n), out, add)
+            _product(scratch.leftover.t(), trace.view(-1, link.n), out, add)
             add = True
         if place.spikes is not None:
-            self.cpu.weight_gradient(place.spikes, own.window, out, add)
+            self.cpu.weight_gradient(place.spikes, scratch.window, out, add)
         else:
-            _product(own.window.t(), place.numbers().view(-1, link.n), out, add)
+            _product(scratch.window.t(), place.numbers().view(-1, link.n), out, add)
 
     def _step_reverse(
         self,
@@ -510,10 +518,10 @@ def _product(a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
 
 def _follows(link: Link, place: Place) -> bool:
     """Whether the layer is as the call that wrote to the place left it."""
-    own = link.own
-    if own["_state"] is not place.state:
+    attributes = link.attributes
+    if attributes["_state"] is not place.state:
         return False
-    segments = own["_segments"]
+    segments = attributes["_segments"]
     return len(segments) == 1 and _is_of(segments[0], place) and segments[0].reset is None
 
 

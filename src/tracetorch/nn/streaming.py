@@ -33,7 +33,6 @@ class Call:
         self.window = window
         self.unbatched = unbatched
         self.learning = learning
-        self.as_remembered = False  # whether the plans are those of the call before, and the layers' values too
         self.plans: Plans = {}  # what each layer writes its adjoint in; by part
         self.compact = False  # whether tapes are kept in few bytes
         self.horizon = 0  # steps that the reverse pass reaches back, this call's included; 0: this call's alone

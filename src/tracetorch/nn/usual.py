@@ -70,7 +70,7 @@ class Link:
 
     def __init__(self, layer: Layer, cpu: Any) -> None:
         synapse = cast(nn.Linear, layer.synapse)
-        self.layer, self.own, self.synapse, self.neuron = layer, layer.__dict__, synapse, layer.neuron
+        self.layer, self.attributes, self.synapse, self.neuron = layer, layer.__dict__, synapse, layer.neuron
         self.weight, self.bias = synapse.weight, cast(nn.Parameter | None, synapse.bias)
         self.rules, self.traced = (layer._own_rule, layer._model_rule), isinstance(layer.rule, InputTrace)
         self.m, self.n = self.weight.shape
@@ -79,7 +79,7 @@ class Link:
         self.seen = [(name, b, b._version) for name, b in layer._buffers.items() if b is not None]
         self.w = self.weight.detach()  # the same memory
         self.transposed = self.w.t()
-        self.places = self.w.data_ptr(), cpu.address(self.bias)
+        self.addresses = self.w.data_ptr(), cpu.address(self.bias)
         self.lies = _lies(self.weight), None if self.bias is None else _lies(self.bias)
         self.form = layer.neuron.form if isinstance(layer.neuron, SpikingNeuron) else None
         self.constants = array("d", [1.0, 1.0, 1.0, 0.0])
@@ -95,7 +95,7 @@ class Link:
     def has_its_weights(self) -> bool:
         """Whether weight and bias are those that they were, and lie where they lay."""
         synapse = self.synapse
-        if self.own["_modules"]["synapse"] is not synapse or type(synapse) is not nn.Linear:
+        if self.attributes["_modules"]["synapse"] is not synapse or type(synapse) is not nn.Linear:
             return False
         weight, bias = synapse._parameters.get("weight"), synapse._parameters.get("bias")
         return (
@@ -107,10 +107,10 @@ class Link:
 
     def is_as_it_was(self) -> bool:
         """Whether nothing of the layer was changed or replaced; its weights may have other values."""
-        own, synapse, buffers = self.own, self.synapse, self.own["_buffers"]
-        if not self.has_its_weights() or own["neuron"] is not self.neuron:
+        attributes, synapse, buffers = self.attributes, self.synapse, self.attributes["_buffers"]
+        if not self.has_its_weights() or attributes["neuron"] is not self.neuron:
             return False
-        if len(own["_parameters"]) > 1 or len(buffers) != len(self.seen):
+        if len(attributes["_parameters"]) > 1 or len(buffers) != len(self.seen):
             return False
         for name, was, version in self.seen:
             now = buffers.get(name)
@@ -118,8 +118,8 @@ class Link:
                 return False
         rules, form = self.rules, self.form
         return (
-            own["_own_rule"] is rules[0]
-            and own["_model_rule"] is rules[1]
+            attributes["_own_rule"] is rules[0]
+            and attributes["_model_rule"] is rules[1]
             and (form is None or form.firing.surrogate is self.surrogate)
             and not synapse._forward_hooks
             and not synapse._forward_pre_hooks
@@ -148,15 +148,15 @@ class Link:
     def step_words(self, cpu: Any, place: Place, states: tuple[int, int], y: int, traces: list[int]) -> list[int]:
         """For a single step: `states` are the membranes before and after, `traces` what the fold takes."""
         theta = self.values.get("threshold", self.values["beta"])
-        words = [len(place.mem), self.n, self.m, self.firing, 0, cpu.address(place.x), *self.places, *states]
+        words = [len(place.mem), self.n, self.m, self.firing, 0, cpu.address(place.x), *self.addresses, *states]
         words += [place.kept.data_ptr(), y, self.values["beta"].data_ptr(), theta.data_ptr(), theta.ndim, *traces]
         return words + [0] * (cpu.STEP_TABLE - len(words))
 
-    def step_back_words(self, cpu: Any, place: Place, own: Scratch) -> list[int]:
+    def step_back_words(self, cpu: Any, place: Place, scratch: Scratch) -> list[int]:
         """For a single step backwards; where gradients go is not known yet."""
         words = [len(place.mem), self.n, self.m, self.surrogate_code, self.constants.buffer_info()[0]]
         words += [cpu.address(place.x), cpu.address(place.trace("weight")), cpu.address(place.trace("bias"))]
-        words += [self.places[0], place.kept.data_ptr(), own.ls.data_ptr(), self.values["beta"].data_ptr()]
+        words += [self.addresses[0], place.kept.data_ptr(), scratch.ls.data_ptr(), self.values["beta"].data_ptr()]
         return words + [0] * (cpu.STEP_TABLE - len(words))
 
     def scan_job(self, cpu: Any, place: Place, states: tuple[int, int], y: int) -> Any:
@@ -164,17 +164,17 @@ class Link:
         steps, lanes, m = place.kept.shape
         size, u = lanes * m, place.kept.data_ptr()
         if self.form is None:
-            table = cpu.li_table(steps, size, m, (u, u, y), states, self.values["beta"], self.places[1])
+            table = cpu.li_table(steps, size, m, (u, u, y), states, self.values["beta"], self.addresses[1])
             return cpu.Job("li", place.kept.dtype, table, 3, steps * size)
-        windows, parameters = cpu.Windows(u, u, y), cpu.parameters(self.values, self.places[1])
+        windows, parameters = cpu.Windows(u, u, y), cpu.parameters(self.values, self.addresses[1])
         table = cpu.spiking_table(steps, size, self.form, self.constants, windows, [*states, *[0] * 6], m, parameters)
         return cpu.Job("spiking", place.kept.dtype, table, 3, steps * size)
 
-    def reverse_job(self, cpu: Any, place: Place, own: Scratch) -> Any:
+    def reverse_job(self, cpu: Any, place: Place, scratch: Scratch) -> Any:
         """The reverse scan of a window."""
         steps, lanes, m = place.kept.shape
-        size, signal, u, out = lanes * m, own.ls.data_ptr(), place.kept.data_ptr(), own.window.data_ptr()
-        left, total = own.leftover.data_ptr(), 0 if self.bias is None else own.total.data_ptr()
+        size, signal, u, out = lanes * m, scratch.ls.data_ptr(), place.kept.data_ptr(), scratch.window.data_ptr()
+        left, total = scratch.leftover.data_ptr(), 0 if self.bias is None else scratch.total.data_ptr()
         if self.form is None:
             states = place.mem.data_ptr(), 0, left, 0
             table = cpu.li_reverse_table(steps, size, m, (signal, u, out), states, self.values["beta"], total)
