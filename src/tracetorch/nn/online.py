@@ -203,6 +203,11 @@ class Online(Streaming):
     def _call(self, x: Tensor, window: bool) -> Tensor:
         if self.compact:
             self._row = None
+        row = self._row
+        if row is not None and type(x) is Tensor and self._horizon is None and self._learns_now():
+            y = row.again(self, x, window)
+            if y is not None:
+                return y
         steps = len(x) if window and isinstance(x, Tensor) and x.ndim else 1
         if isinstance(x, Tensor) and self._learns_now() and not self._keeps_more_than(steps):
             row = self._as_row()
@@ -222,7 +227,7 @@ class Online(Streaming):
         if cpu is None or torch.is_autocast_enabled("cpu"):
             return None
         if self._row is None or not self._row.serves(members):
-            self._row = Row(members, cpu) if make_a_row(members) else None
+            self._row = Row(members, [*self._modules.values()], cpu) if make_a_row(members) else None
         return self._row
 
     @torch.no_grad()

@@ -30,6 +30,7 @@ from . import streaming
 from .state import LayerState
 from .streaming import Call, LayerPlan, Plans, Remembered
 from .usual import Link, Place, PlaceTape, Scratch
+from .watch import Entries, Watch
 
 if TYPE_CHECKING:
     from .layer import Layer
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 FUSED_LANES = 4  # up to which a single step's products are part of the same call; from there on torch's are faster
 SHAPES = 2  # numbers of steps and lanes for which buffers are kept
+_KEPT = "_state", "_segments"  # a layer's attributes
 
 
 class Start(NamedTuple):
@@ -51,8 +53,18 @@ class Commit(NamedTuple):
     """What a call leaves in the model and its layers."""
 
     call: Call
-    run: tuple[Call, list[nn.Module]]  # see `Container`
+    model: dict[str, Any]
     layers: list[dict[str, Any]]
+    kept: list[Any]  # of each layer, its state and tapes
+
+
+class Known(NamedTuple):
+    """What there is to do in a call of a shape, after the same call or where streams begin."""
+
+    buffers: Buffers
+    binding: Binding
+    commit: Commit
+    fits: Any  # see `Online._check_size`
 
 
 class Binding:
@@ -84,7 +96,7 @@ class Binding:
                 self.scans.append(link.scan_job(cpu, place, states, y))
         self.step = cpu.Job("step", buffers.dtype, [len(parts), 0, 0, 0, *words]) if buffers.single else None
 
-    def commit(self, buffers: Buffers, window: bool, unbatched: bool) -> Commit:
+    def commit(self, model: Online, buffers: Buffers, window: bool, unbatched: bool) -> Commit:
         """What is left in the model by a call of this shape; the same objects each time, since one follows another."""
         known = self.commits.get((window, unbatched))
         if known is None:
@@ -93,8 +105,11 @@ class Binding:
                 {"_state": place.state, "_segments": (Segment(tape, buffers.steps, call),), "_plan": plan}
                 for place, tape, plan in zip(buffers.places, self.tapes, self.plans, strict=True)
             ]
-            run = call, [link.layer for link in buffers.links]
-            known = self.commits[window, unbatched] = Commit(call, run, layers)  # type: ignore[arg-type]
+            of_model: dict[str, Any] = {"_latest": call}
+            if model is not buffers.links[0].layer:
+                of_model["_run"] = call, [link.layer for link in buffers.links]  # see `Container`
+            kept = [left[name] for left in layers for name in _KEPT]
+            known = self.commits[window, unbatched] = Commit(call, of_model, layers, kept)
         return known
 
 
@@ -106,6 +121,7 @@ class Buffers:
         self.dtype = links[0].w.dtype
         self.single = steps == 1 and lanes <= FUSED_LANES
         self.wide = steps * lanes >= kernels.WIDE
+        self.left: Commit | None = None  # by the latest call of a model
         self.begins = False  # whether the latest call was the first of its streams: there is nothing in the traces
         self.places = [Place(link, steps, lanes) for link in links]
         self.bindings: dict[Buffers | None, Binding] = {}  # by the buffers before; None where streams begin
@@ -153,22 +169,27 @@ class Row:
 
     Args:
         layers: for which `make_a_row` holds.
+        modules: those of the model.
         cpu: the kernels.
     """
 
-    def __init__(self, layers: Sequence[Layer], cpu: Any) -> None:
+    def __init__(self, layers: Sequence[Layer], modules: Sequence[nn.Module], cpu: Any) -> None:
         self.cpu = cpu
         self.links = [Link(layer, cpu) for layer in layers]
-        self.layers = list(layers)
+        self.layers, self.modules = list(layers), list(modules)
+        self.watch = Watch(self.links)
+        self.kept = Entries((link.attributes, name, None) for link in self.links for name in _KEPT)
+        self.nothing_kept = [None, ()] * len(layers)
         self.n, self.m, self.dtype = self.links[0].n, self.links[-1].m, self.links[0].w.dtype
         self.y_at = cpu.STEP_HEAD + (len(layers) - 1) * cpu.STEP_TABLE + cpu.STEP_Y
         self.pairs: dict[tuple[int, int], Pair] = {}
+        self.known: dict[tuple[Buffers | None, tuple[int, ...], bool], Known] = {}  # by what comes before, and x
         self.latest: Buffers | None = None  # what was committed last
         self.remembered: Remembered | None = None
 
     def serves(self, layers: Sequence[nn.Module]) -> bool:
         """Whether it is of these layers, and they are as they were."""
-        return self.layers == layers and all(map(Link.is_as_it_was, self.links))
+        return self.layers == layers and self.watch.sees_no_change()
 
     # -- forwards --------------------------------------------------------------------------------------------------
 
@@ -196,16 +217,55 @@ class Row:
             return None
         if before is None or isinstance(before, list):
             model._check_size(plans, lanes)
-        commit = binding.commit(buffers, window, unbatched)
+        commit = binding.commit(model, buffers, window, unbatched)
+        commit.call.plans, commit.call.y_shape = plans, tuple(y.shape)
+        if not isinstance(before, list):
+            self.known[before, shape, window] = Known(buffers, binding, commit, model._fits)
+        self._commit(model, buffers, commit)
+        return y
+
+    def again(self, model: Online, x: Tensor, window: bool) -> Tensor | None:
+        """The same, where a call of this shape was made before, after the same call or where streams begin.
+
+        None where there was none, or something has changed since.
+        """
+        before = None if self.links[0].attributes["_state"] is None else self.latest
+        known = self.known.get((before, x.shape, window))
+        if (
+            known is None
+            or x.dtype is not self.dtype
+            or x.requires_grad
+            or x.layout is not torch.strided
+            or not x.is_contiguous()
+            or kernels.cpu_for(x) is not self.cpu
+            or torch.is_autocast_enabled("cpu")
+            or [*model._modules.values()] != self.modules
+            or not self.watch.sees_no_change()
+        ):
+            return None
+        buffers, binding, commit, fits = known
+        if before is None:
+            if model._fits is not fits or fits is None or model.state_limit != fits[2]:
+                return None
+            kept = self.nothing_kept
+        elif before.left is not None:
+            kept = before.left.kept
+        else:
+            return None
+        if not self.kept.are(kept):
+            return None
+        buffers.begins = before is None
+        y = memory.empty(commit.call.y_shape, self.dtype)
+        if not self._run(x, buffers, binding, y) and model.check_finite:
+            return None
+        self._commit(model, buffers, commit)
+        return y
+
+    def _commit(self, model: Online, buffers: Buffers, commit: Commit) -> None:
         for link, left in zip(self.links, commit.layers, strict=True):
             link.attributes.update(left)
-        self.latest = buffers
-        call = commit.call
-        call.plans, call.y_shape = plans, tuple(y.shape)
-        model._latest = call
-        if model is not self.layers[0]:
-            model._run = commit.run
-        return y
+        model.__dict__.update(commit.model)
+        self.latest, buffers.left = buffers, commit
 
     def propose(self, x: Tensor, call: Call, plan: LayerPlan) -> tuple[Tensor, Any] | None:
         """The same for a layer that is part of a model: the output, and what is to be committed."""
@@ -276,8 +336,6 @@ class Row:
             pair = self.pairs[steps, lanes] = Pair(self.links, steps, lanes, self.cpu)
         buffers = pair.sets[self.latest is pair.sets[0]]
         buffers.begins = before is None
-        for link in self.links if buffers.begins else ():
-            link.takes_spikes = True
         if isinstance(before, list):
             starts = [
                 start._replace(traces=None) if plan.fresh else start for start, plan in zip(before, plans, strict=True)
@@ -291,6 +349,7 @@ class Row:
 
     def _let_go(self, shape: tuple[int, int]) -> None:
         gone = self.pairs.pop(shape)
+        self.known = {key: known for key, known in self.known.items() if not {key[0], known.buffers} & {*gone.sets}}
         for pair in self.pairs.values():
             for buffers in pair.sets:
                 for before in gone.sets:
@@ -318,6 +377,8 @@ class Row:
 
     def _run_wide(self, x: Tensor, buffers: Buffers, binding: Binding, y: Tensor) -> bool:
         finite, last = True, len(self.links) - 1
+        for link in self.links if buffers.begins else ():
+            link.takes_spikes = True
         scratch = self.pairs[buffers.steps, buffers.lanes].scratch
         for i, (link, place, scan) in enumerate(zip(self.links, buffers.places, binding.scans, strict=True)):
             spikes = self.cpu.packed(x.view(place.shape)) if link.takes_spikes else None
@@ -344,13 +405,13 @@ class Row:
         buffers, call = self.latest, model._latest
         if buffers is None or call is None or ls.dtype != self.dtype or not ls.is_cpu or ls.layout != torch.strided:
             return None
-        if tuple(ls.shape) != call.y_shape or self.cpu is not kernels.cpu_for(ls) or torch.is_autocast_enabled("cpu"):
+        if ls.shape != call.y_shape or self.cpu is not kernels.cpu_for(ls) or torch.is_autocast_enabled("cpu"):
             return None
-        for link, place in zip(self.links, buffers.places, strict=True):
-            if not _follows(link, place) or link.attributes["_segments"][0].call is not call:
-                return None
-            if not link.has_its_weights() or not link.may_add():
-                return None
+        left = buffers.left
+        if left is None or left.call is not call or not self.kept.are(left.kept) or not self.watch.has_its_weights():
+            return None
+        if not all(map(Link.may_add, self.links)):
+            return None
         below = None
         if input_signal:
             below = memory.empty((buffers.steps, buffers.lanes, self.n), self.dtype)

@@ -66,65 +66,27 @@ def make_a_row(layers: Sequence[Layer]) -> bool:
 
 
 class Link:
-    """What is known of one layer of a row, as long as its parts and values are the same."""
+    """What is known of one layer of a row, as long as its parts and values are the same (see `watch`)."""
 
     def __init__(self, layer: Layer, cpu: Any) -> None:
         synapse = cast(nn.Linear, layer.synapse)
         self.layer, self.attributes, self.synapse, self.neuron = layer, layer.__dict__, synapse, layer.neuron
         self.weight, self.bias = synapse.weight, cast(nn.Parameter | None, synapse.bias)
-        self.rules, self.traced = (layer._own_rule, layer._model_rule), isinstance(layer.rule, InputTrace)
+        self.traced = isinstance(layer.rule, InputTrace)
         self.m, self.n = self.weight.shape
         self.values: Values = layer.values()
         self.beta = self.values["beta"].item()
-        self.seen = [(name, b, b._version) for name, b in layer._buffers.items() if b is not None]
         self.w = self.weight.detach()  # the same memory
         self.transposed = self.w.t()
         self.addresses = self.w.data_ptr(), cpu.address(self.bias)
-        self.lies = _lies(self.weight), None if self.bias is None else _lies(self.bias)
         self.form = layer.neuron.form if isinstance(layer.neuron, SpikingNeuron) else None
         self.constants = array("d", [1.0, 1.0, 1.0, 0.0])
         self.ls_at = cpu.LI_LS_AT if self.form is None else cpu.LS_AT  # in the reverse scan's table
         self.firing = self.surrogate_code = -1
-        self.surrogate: Any = None
         self.takes_spikes = True  # as far as is known: no input of other numbers came lately
         if self.form is not None:
-            self.surrogate = self.form.firing.surrogate
             self.constants = cpu.constants_of(self.form)
             self.firing, self.surrogate_code = cpu.firing_code(self.form), cpu.surrogate_code(self.form)
-
-    def has_its_weights(self) -> bool:
-        """Whether weight and bias are those that they were, and lie where they lay."""
-        synapse = self.synapse
-        if self.attributes["_modules"]["synapse"] is not synapse or type(synapse) is not nn.Linear:
-            return False
-        weight, bias = synapse._parameters.get("weight"), synapse._parameters.get("bias")
-        return (
-            weight is self.weight
-            and bias is self.bias
-            and _lies(weight) == self.lies[0]
-            and (bias is None or _lies(bias) == self.lies[1])
-        )
-
-    def is_as_it_was(self) -> bool:
-        """Whether nothing of the layer was changed or replaced; its weights may have other values."""
-        attributes, synapse, buffers = self.attributes, self.synapse, self.attributes["_buffers"]
-        if not self.has_its_weights() or attributes["neuron"] is not self.neuron:
-            return False
-        if len(attributes["_parameters"]) > 1 or len(buffers) != len(self.seen):
-            return False
-        for name, was, version in self.seen:
-            now = buffers.get(name)
-            if now is not was or now._version != version:
-                return False
-        rules, form = self.rules, self.form
-        return (
-            attributes["_own_rule"] is rules[0]
-            and attributes["_model_rule"] is rules[1]
-            and (form is None or form.firing.surrogate is self.surrogate)
-            and not synapse._forward_hooks
-            and not synapse._forward_pre_hooks
-            and "forward" not in synapse.__dict__
-        )
 
     def may_add(self) -> bool:
         """Whether the parameters' gradients are such that a kernel may add to them."""
@@ -185,11 +147,6 @@ class Link:
             whole, size, self.form, self.constants, (1, size), size, places, m, parameters
         )
         return cpu.Job("spiking_reverse", place.kept.dtype, table, 2, steps * size)
-
-
-def _lies(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...], torch.dtype]:
-    """Where and how a tensor lies in memory."""
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 class Place:
