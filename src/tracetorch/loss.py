@@ -9,7 +9,7 @@ Where sequences differ in length, they may be (K, B), each lane's own, or (B,) f
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -99,23 +99,38 @@ def cross_entropy(
         return nll(y, target, weights)
     if of != "logits":
         raise ValueError(f"{where}: expected of to be 'logits' or 'probs', got {of!r}.")
-    _check_classes(where, y, target)
-    cpu = kernels.cpu_for(y)
-    usual = 0 < y.ndim <= 3 and y.numel() > 0 and y.is_contiguous() and target.is_cpu
-    if cpu is not None and usual and _are_plain(weights, y):
+    kind = _kind(y, target, weights)
+    kernel = None if kind is None else _kernels.pop(kind, None)
+    if kernel is None:
+        _check_classes(where, y, target)
+        if kind is None or not 0 < y.ndim <= 3 or y.numel() == 0 or (weights is not None and weights.dtype != y.dtype):
+            return _cross_entropy(where, y, target, weights)
         if weights is not None:
             _check_weights(where, y, weights)
-        loss, ls, low, high = cpu.cross_entropy(y, target.contiguous(), weights)
-        _check_range(where, y, low, high)
-        return Loss(loss, ls)
-    return _cross_entropy(where, y, target, weights)
+        kernel = cast(Any, kernels.cpu_for(y)).CrossEntropy(y, target, weights)
+    loss, ls, low, high = kernel.of(y, target, weights)
+    if len(_kernels) == KEPT_KERNELS:
+        _kernels.clear()
+    _kernels[kind] = kernel
+    _check_range(where, y, low, high)
+    return Loss(loss, ls)
 
 
-def _are_plain(weights: Tensor | None, y: Tensor) -> bool:
-    """Whether a kernel can read them; what is no tensor is refused elsewhere."""
-    if not isinstance(weights, Tensor):
-        return weights is None
-    return weights.dtype == y.dtype and weights.is_cpu and weights.is_contiguous()
+KEPT_KERNELS = 16
+_kernels: dict[Any, Any] = {}  # of the cross-entropy, by the kinds of tensors; one that is in use is not in here
+
+
+def _kind(y: Tensor, target: Tensor, weights: Tensor | None) -> Any:
+    """What a kernel must know of the tensors, to be looked up by; None where none can read them."""
+    for tensor in (y, target) if weights is None else (y, target, weights):
+        if not isinstance(tensor, Tensor) or not tensor.is_cpu or tensor.layout is not torch.strided:
+            return None
+        if not tensor.is_contiguous():
+            return None
+    if kernels.cpu_for(y) is None or torch.is_inference_mode_enabled():
+        return None
+    more = () if weights is None else (weights.shape, weights.dtype)
+    return (y.shape, y.dtype, target.shape, target.dtype, *more)
 
 
 @torch.no_grad()

@@ -527,23 +527,32 @@ def carry_matrix(signal: Tensor, matrix: Tensor) -> Tensor:
     return out
 
 
-def cross_entropy(y: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, int, int]:
-    """`-log softmax(y)[target]`, weighted, the mean over lanes, and its gradient; the least and the greatest class.
+class CrossEntropy:
+    """`-log softmax(y)[target]`, weighted, the mean over lanes, and its gradient, for tensors of one kind.
 
     Args:
-        y: (K, B, m), (B, m) or (m,), contiguous.
-        target: of the leading dimensions, or without the first of them; contiguous.
-        weights: one for each step, or each step and lane, of y's dtype and contiguous; by default 1 / K.
+        y: (K, B, m), (B, m) or (m,).
+        target: of the leading dimensions, or without the first of them.
+        weights: one for each step, or each step and lane, of y's dtype; by default 1 / K.
     """
-    m, rows = y.shape[-1], y.numel() // y.shape[-1]
-    lanes = y.shape[-2] if y.ndim > 1 else 1
-    loss, ls = y.new_empty(()), torch.empty_like(y)
-    share = array("d", [1 / lanes if weights is not None else 1 / rows])
-    rows_each = rows if weights is None else rows // weights.numel()
-    classes = array("q", [0, 0])
-    table = [rows, target.numel(), m, rows_each, y.data_ptr(), ls.data_ptr(), target.data_ptr(), address(weights)]
-    run("cross_entropy", y.dtype, [*table, share.buffer_info()[0], classes.buffer_info()[0], loss.data_ptr()])
-    return loss, ls, classes[0], classes[1]
+
+    def __init__(self, y: Tensor, target: Tensor, weights: Tensor | None) -> None:
+        m, rows = y.shape[-1], y.numel() // y.shape[-1]
+        lanes = y.shape[-2] if y.ndim > 1 else 1
+        self.share = array("d", [1 / lanes if weights is not None else 1 / rows])
+        rows_each = rows if weights is None else rows // weights.numel()
+        table = [rows, target.numel(), m, rows_each, 0, 0, 0, 0, self.share.buffer_info()[0], 0, 0, 0, 0]
+        self.job = Job("cross_entropy", y.dtype, table)
+        self.job.table[9] = self.job.place + 8 * 11  # the least and the greatest class
+        self.losses, self.signals = memory.Stock((), y.dtype), memory.Stock(y.shape, y.dtype)
+
+    def of(self, y: Tensor, target: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, int, int]:
+        """Loss, gradient, the least and the greatest class. All are contiguous; one call at a time."""
+        loss, ls, table = self.losses.take(), self.signals.take(), self.job.table
+        table[4], table[5], table[6], table[7] = y.data_ptr(), ls.data_ptr(), target.data_ptr(), address(weights)
+        table[10] = loss.data_ptr()
+        self.job.run()
+        return loss, ls, table[11], table[12]
 
 
 def taken(x: Tensor, copy: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Memory of large windows, used again by the next ones.
+"""Memory of large windows, used again by the next ones; small tensors, made ahead.
 
 A fresh tensor of some megabytes is mapped page by page as it is written to, which takes longer than a scan of it. What
 is handed out here is an ordinary tensor, on memory that is taken again as soon as no tensor refers to it.
@@ -17,6 +17,8 @@ from torch import Tensor
 
 SMALLEST = 2**18  # bytes, from which it pays
 SIZES, COPIES = 8, 6  # how many different sizes are kept, and how many of each
+
+SMALL, AHEAD = 2**12, 32  # bytes, up to which tensors are made ahead, and how many
 
 _BITS = {torch.float32: np.float32, torch.float64: np.float64}
 _kept: OrderedDict[tuple[torch.dtype, int], list[np.ndarray]] = OrderedDict()  # the size used last comes last
@@ -41,6 +43,29 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     if len(arrays) < COPIES:
         arrays.append(array)
     return torch.from_numpy(array).view(shape)
+
+
+class Stock:
+    """Uninitialised tensors of one kind, each handed out once.
+
+    Small ones are made many at a time: between kernels, where nothing of torch is in the nearest caches, a single one
+    takes several times as long.
+    """
+
+    __slots__ = ("ahead", "dtype", "shape")
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self.shape, self.dtype = shape, dtype
+        self.ahead: list[Tensor] = []
+
+    def take(self) -> Tensor:
+        """A tensor that nobody else has; to be called outside of inference mode."""
+        try:
+            return self.ahead.pop()
+        except IndexError:
+            small = math.prod(self.shape) * self.dtype.itemsize <= SMALL
+            self.ahead += [empty(self.shape, self.dtype) for _ in range(AHEAD - 1 if small else 0)]
+            return empty(self.shape, self.dtype)
 
 
 def _references(array: np.ndarray) -> int:

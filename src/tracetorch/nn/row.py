@@ -53,6 +53,7 @@ class Commit(NamedTuple):
     """What a call leaves in the model and its layers."""
 
     call: Call
+    outputs: memory.Stock
     model: dict[str, Any]
     layers: list[dict[str, Any]]
     kept: list[Any]  # of each layer, its state and tapes
@@ -96,7 +97,7 @@ class Binding:
                 self.scans.append(link.scan_job(cpu, place, states, y))
         self.step = cpu.Job("step", buffers.dtype, [len(parts), 0, 0, 0, *words]) if buffers.single else None
 
-    def commit(self, model: Online, buffers: Buffers, window: bool, unbatched: bool) -> Commit:
+    def commit(self, model: Online, buffers: Buffers, window: bool, y: Tensor, unbatched: bool) -> Commit:
         """What is left in the model by a call of this shape; the same objects each time, since one follows another."""
         known = self.commits.get((window, unbatched))
         if known is None:
@@ -109,7 +110,8 @@ class Binding:
             if model is not buffers.links[0].layer:
                 of_model["_run"] = call, [link.layer for link in buffers.links]  # see `Container`
             kept = [left[name] for left in layers for name in _KEPT]
-            known = self.commits[window, unbatched] = Commit(call, of_model, layers, kept)
+            outputs = memory.Stock(y.shape, y.dtype)
+            known = self.commits[window, unbatched] = Commit(call, outputs, of_model, layers, kept)
         return known
 
 
@@ -127,6 +129,7 @@ class Buffers:
         self.bindings: dict[Buffers | None, Binding] = {}  # by the buffers before; None where streams begin
         self.take: Any = None  # what copies the input of few rows, and says whether it is finite
         self.reverse: Any = None  # the job of a single step
+        self.adds_to: list[Any] | None = None  # the gradients that its table says are added to
         self.reverses: list[Any] = []  # those of a window
         self.biases: list[Any] = []  # likewise, of the biases' gradients
 
@@ -217,7 +220,7 @@ class Row:
             return None
         if before is None or isinstance(before, list):
             model._check_size(plans, lanes)
-        commit = binding.commit(model, buffers, window, unbatched)
+        commit = binding.commit(model, buffers, window, y, unbatched)
         commit.call.plans, commit.call.y_shape = plans, tuple(y.shape)
         if not isinstance(before, list):
             self.known[before, shape, window] = Known(buffers, binding, commit, model._fits)
@@ -255,7 +258,7 @@ class Row:
         if not self.kept.are(kept):
             return None
         buffers.begins = before is None
-        y = memory.empty(commit.call.y_shape, self.dtype)
+        y = commit.outputs.take()
         if not self._run(x, buffers, binding, y) and model.check_finite:
             return None
         self._commit(model, buffers, commit)
@@ -410,6 +413,9 @@ class Row:
         left = buffers.left
         if left is None or left.call is not call or not self.kept.are(left.kept) or not self.watch.has_its_weights():
             return None
+        gradients = None if input_signal else self.watch.gradients()
+        if gradients is not None and gradients == buffers.adds_to:
+            return self._add_again(ls.contiguous(), buffers, model.check_finite)
         if not all(map(Link.may_add, self.links)):
             return None
         below = None
@@ -430,7 +436,16 @@ class Row:
             return None
         for parameter, grad in made.values():
             parameter.grad = grad
+        if buffers.single:
+            buffers.adds_to = gradients
         return (None if below is None else call.unfold(below),)
+
+    def _add_again(self, ls: Tensor, buffers: Buffers, check: bool) -> tuple[None] | None:
+        """What a single step did before, with another signal."""
+        table = buffers.reverse.table
+        table[1], table[2], table[self.cpu.STEP_HEAD + self.cpu.STEP_LS] = 0, check, ls.data_ptr()
+        buffers.reverse.run()
+        return None if table[1] else (None,)
 
     def ran(self, segment: Segment) -> bool:
         """Whether this is the tape of the latest call."""
@@ -527,6 +542,7 @@ class Row:
         check: bool,
     ) -> bool:
         cpu, job, scratch = self.cpu, buffers.reverse, self.pairs[1, buffers.lanes].scratch
+        buffers.adds_to = None
         table, at = job.table, cpu.STEP_HEAD
         table[0], table[1], table[2] = len(self.links) - lowest, 0, check
         table[at + cpu.STEP_LS] = ls.data_ptr()

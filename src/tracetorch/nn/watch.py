@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .usual import Link
 
-_version, _surrogate = attrgetter("_version"), attrgetter("surrogate")
+_version, _surrogate, _grad, _requires_grad = map(attrgetter, ("_version", "surrogate", "grad", "requires_grad"))
 
 
 class Entries:
@@ -87,3 +87,12 @@ class Watch:
             and [*map(_version, self.buffers)] == self.versions
             and all(map(is_, map(_surrogate, self.firings), self.surrogates))
         )
+
+    def gradients(self) -> list[Any] | None:
+        """Where the gradients lie, and which parameters learn; None where one has no gradient, or none learns."""
+        each, learning = [*map(_grad, self.tensors)], [*map(_requires_grad, self.tensors)]
+        try:
+            lie = [*map(Tensor.data_ptr, each), *map(Tensor.stride, each)]
+        except (TypeError, RuntimeError):  # of None, of a sparse one
+            return None
+        return [*lie, *map(_requires_grad, each), *learning] if True in learning else None
