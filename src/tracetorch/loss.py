@@ -122,15 +122,15 @@ _kernels: dict[Any, Any] = {}  # of the cross-entropy, by the kinds of tensors; 
 
 def _kind(y: Tensor, target: Tensor, weights: Tensor | None) -> Any:
     """What a kernel must know of the tensors, to be looked up by; None where none can read them."""
-    for tensor in (y, target) if weights is None else (y, target, weights):
-        if not isinstance(tensor, Tensor) or not tensor.is_cpu or tensor.layout is not torch.strided:
-            return None
-        if not tensor.is_contiguous():
-            return None
-    if kernels.cpu_for(y) is None or torch.is_inference_mode_enabled():
+    if not _is_plain(y) or not _is_plain(target) or torch.is_inference_mode_enabled() or kernels.cpu_for(y) is None:
         return None
-    more = () if weights is None else (weights.shape, weights.dtype)
-    return (y.shape, y.dtype, target.shape, target.dtype, *more)
+    if weights is None:
+        return y.shape, y.dtype, target.shape, target.dtype
+    return (y.shape, y.dtype, target.shape, target.dtype, weights.shape, weights.dtype) if _is_plain(weights) else None
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_cpu and tensor.layout is torch.strided and tensor.is_contiguous()
 
 
 @torch.no_grad()

@@ -91,9 +91,14 @@ def kernels_for(tensor: Tensor) -> ModuleType | None:
 
 def cpu_for(tensor: Tensor) -> ModuleType | None:
     """Those of the CPU, which can do more; None for tensors that are elsewhere, or where there are none."""
-    if not tensor.is_cpu or not _wanted.get() or _interprets.get():
+    if not tensor.is_cpu or not cpu_is_wanted():
         return None
     return _of_dtype(_load("cpu", "numba", "CPU"), tensor)
+
+
+def cpu_is_wanted() -> bool:
+    """Whether those of the CPU are to be used where there are any."""
+    return _wanted.get() and not _interprets.get()
 
 
 def _of_dtype(kernels: ModuleType | None, tensor: Tensor) -> ModuleType | None:

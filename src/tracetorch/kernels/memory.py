@@ -64,8 +64,9 @@ class Stock:
             return self.ahead.pop()
         except IndexError:
             small = math.prod(self.shape) * self.dtype.itemsize <= SMALL
-            self.ahead += [empty(self.shape, self.dtype) for _ in range(AHEAD - 1 if small else 0)]
-            return empty(self.shape, self.dtype)
+            first = empty(self.shape, self.dtype)
+            self.ahead += [torch.empty_like(first) for _ in range(AHEAD - 1 if small else 0)]
+            return first
 
 
 def _references(array: np.ndarray) -> int:

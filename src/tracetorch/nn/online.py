@@ -204,10 +204,9 @@ class Online(Streaming):
         if self.compact:
             self._row = None
         row = self._row
-        if row is not None and type(x) is Tensor and self._horizon is None and self._learns_now():
-            y = row.again(self, x, window)
-            if y is not None:
-                return y
+        y = None if row is None or type(x) is not Tensor or not self._learns_now() else row.again(self, x, window)
+        if y is not None:
+            return y
         steps = len(x) if window and isinstance(x, Tensor) and x.ndim else 1
         if isinstance(x, Tensor) and self._learns_now() and not self._keeps_more_than(steps):
             row = self._as_row()
@@ -367,7 +366,7 @@ class Online(Streaming):
             TypeError: ls is not a tensor of y's dtype.
         """
         row = self._row
-        if row is not None and isinstance(ls, Tensor) and self._learns_now() and row.layers == self._members():
+        if row is not None and isinstance(ls, Tensor) and self._learns_now():
             served = row.backward(self, ls, input_signal)
             if served is not None:
                 return served[0]

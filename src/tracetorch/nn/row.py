@@ -55,7 +55,7 @@ class Commit(NamedTuple):
     call: Call
     outputs: memory.Stock
     model: dict[str, Any]
-    layers: list[dict[str, Any]]
+    layers: list[tuple[dict[str, Any], dict[str, Any]]]  # each layer's attributes, and what is put into them
     kept: list[Any]  # of each layer, its state and tapes
 
 
@@ -106,12 +106,13 @@ class Binding:
                 {"_state": place.state, "_segments": (Segment(tape, buffers.steps, call),), "_plan": plan}
                 for place, tape, plan in zip(buffers.places, self.tapes, self.plans, strict=True)
             ]
+            attributes = [link.attributes for link in buffers.links]
             of_model: dict[str, Any] = {"_latest": call}
             if model is not buffers.links[0].layer:
                 of_model["_run"] = call, [link.layer for link in buffers.links]  # see `Container`
             kept = [left[name] for left in layers for name in _KEPT]
             outputs = memory.Stock(y.shape, y.dtype)
-            known = self.commits[window, unbatched] = Commit(call, outputs, of_model, layers, kept)
+            known = self.commits[window, unbatched] = Commit(call, outputs, of_model, [*zip(attributes, layers, strict=True)], kept)
         return known
 
 
@@ -184,6 +185,7 @@ class Row:
         self.kept = Entries((link.attributes, name, None) for link in self.links for name in _KEPT)
         self.nothing_kept = [None, ()] * len(layers)
         self.n, self.m, self.dtype = self.links[0].n, self.links[-1].m, self.links[0].w.dtype
+        self.x_at, self.ls_at = cpu.STEP_HEAD + cpu.STEP_GIVEN, cpu.STEP_HEAD + cpu.STEP_LS  # in tables of single steps
         self.y_at = cpu.STEP_HEAD + (len(layers) - 1) * cpu.STEP_TABLE + cpu.STEP_Y
         self.pairs: dict[tuple[int, int], Pair] = {}
         self.known: dict[tuple[Buffers | None, tuple[int, ...], bool], Known] = {}  # by what comes before, and x
@@ -237,12 +239,12 @@ class Row:
         if (
             known is None
             or x.dtype is not self.dtype
+            or not x.is_cpu
             or x.requires_grad
             or x.layout is not torch.strided
             or not x.is_contiguous()
-            or kernels.cpu_for(x) is not self.cpu
-            or torch.is_autocast_enabled("cpu")
-            or [*model._modules.values()] != self.modules
+            or model._horizon is not None
+            or not self._may_run(model)
             or not self.watch.sees_no_change()
         ):
             return None
@@ -264,9 +266,13 @@ class Row:
         self._commit(model, buffers, commit)
         return y
 
+    def _may_run(self, model: Online) -> bool:
+        modules = [*model._modules.values()]
+        return modules == self.modules and kernels.cpu_is_wanted() and not torch.is_autocast_enabled("cpu")
+
     def _commit(self, model: Online, buffers: Buffers, commit: Commit) -> None:
-        for link, left in zip(self.links, commit.layers, strict=True):
-            link.attributes.update(left)
+        for attributes, left in commit.layers:
+            attributes.update(left)
         model.__dict__.update(commit.model)
         self.latest, buffers.left = buffers, commit
 
@@ -362,10 +368,11 @@ class Row:
         """From a contiguous x to y; whether all of x is finite."""
         for fold in binding.folds:
             fold()
-        if binding.step is not None:
-            table = binding.step.table
-            table[self.cpu.STEP_HEAD + self.cpu.STEP_GIVEN], table[self.y_at] = x.data_ptr(), y.data_ptr()
-            binding.step.run()
+        step = binding.step
+        if step is not None:
+            table = step.table
+            table[self.x_at], table[self.y_at] = x.data_ptr(), y.data_ptr()
+            step.kernel(step.place)
             return not table[1]
         if buffers.wide:
             return self._run_wide(x, buffers, binding, y)
@@ -408,7 +415,7 @@ class Row:
         buffers, call = self.latest, model._latest
         if buffers is None or call is None or ls.dtype != self.dtype or not ls.is_cpu or ls.layout != torch.strided:
             return None
-        if ls.shape != call.y_shape or self.cpu is not kernels.cpu_for(ls) or torch.is_autocast_enabled("cpu"):
+        if ls.shape != call.y_shape or not self._may_run(model):
             return None
         left = buffers.left
         if left is None or left.call is not call or not self.kept.are(left.kept) or not self.watch.has_its_weights():
@@ -442,9 +449,10 @@ class Row:
 
     def _add_again(self, ls: Tensor, buffers: Buffers, check: bool) -> tuple[None] | None:
         """What a single step did before, with another signal."""
-        table = buffers.reverse.table
-        table[1], table[2], table[self.cpu.STEP_HEAD + self.cpu.STEP_LS] = 0, check, ls.data_ptr()
-        buffers.reverse.run()
+        reverse = buffers.reverse
+        table = reverse.table
+        table[1], table[2], table[self.ls_at] = 0, check, ls.data_ptr()
+        reverse.kernel(reverse.place)
         return None if table[1] else (None,)
 
     def ran(self, segment: Segment) -> bool:
@@ -545,7 +553,7 @@ class Row:
         buffers.adds_to = None
         table, at = job.table, cpu.STEP_HEAD
         table[0], table[1], table[2] = len(self.links) - lowest, 0, check
-        table[at + cpu.STEP_LS] = ls.data_ptr()
+        table[self.ls_at] = ls.data_ptr()
         for i in range(len(self.links) - 1, lowest - 1, -1):
             for parameter, where in zip((self.links[i].weight, self.links[i].bias), cpu.STEP_GRADIENTS, strict=True):
                 table[at + where] = 0

@@ -54,8 +54,7 @@ class Watch:
             weights += [(synapse._parameters, name, synapse._parameters[name]) for name in ("weight", "bias")]
             others += [(attributes, name, attributes[name]) for name in ("neuron", "_own_rule", "_model_rule")]
             others += [(attributes["_buffers"], name, buffer) for name, buffer in attributes["_buffers"].items()]
-            hooks = synapse._forward_hooks, synapse._forward_pre_hooks, synapse.__dict__
-            counted += [attributes["_parameters"], attributes["_buffers"], *hooks]
+            counted += [synapse._forward_hooks, synapse._forward_pre_hooks, synapse.__dict__]
             self.synapses.append(synapse)
             self.buffers += [buffer for buffer in attributes["_buffers"].values() if buffer is not None]
             self.firings += [] if link.form is None else [link.form.firing]
@@ -95,4 +94,4 @@ class Watch:
             lie = [*map(Tensor.data_ptr, each), *map(Tensor.stride, each)]
         except (TypeError, RuntimeError):  # of None, of a sparse one
             return None
-        return [*lie, *map(_requires_grad, each), *learning] if True in learning else None
+        return lie + learning if True in learning else None
