@@ -187,7 +187,9 @@ class Online(Streaming):
             ValueError: x has another shape, another number of lanes than the calls before, or non-finite entries.
             TypeError: x has a dtype other than the weights' or bool, or requires grad.
         """
-        return self._call(x, window=False)
+        row = self._row
+        y = None if row is None or type(x) is not Tensor or not self._learns_now() else row.again(self, x, False)
+        return self._call(x, window=False) if y is None else y
 
     def window(self, x: Tensor) -> Tensor:
         """Run a window of K steps: the same as K single steps, in one matrix product per layer.
@@ -198,15 +200,13 @@ class Online(Streaming):
         Returns:
             (K, B, m), or (K, m).
         """
-        return self._call(x, window=True)
+        row = self._row
+        y = None if row is None or type(x) is not Tensor or not self._learns_now() else row.again(self, x, True)
+        return self._call(x, window=True) if y is None else y
 
     def _call(self, x: Tensor, window: bool) -> Tensor:
         if self.compact:
             self._row = None
-        row = self._row
-        y = None if row is None or type(x) is not Tensor or not self._learns_now() else row.again(self, x, window)
-        if y is not None:
-            return y
         steps = len(x) if window and isinstance(x, Tensor) and x.ndim else 1
         if isinstance(x, Tensor) and self._learns_now() and not self._keeps_more_than(steps):
             row = self._as_row()

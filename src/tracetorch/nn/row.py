@@ -30,7 +30,7 @@ from . import streaming
 from .state import LayerState
 from .streaming import Call, LayerPlan, Plans, Remembered
 from .usual import Link, Place, PlaceTape, Scratch
-from .watch import Entries, Watch
+from .watch import KEPT, Watch
 
 if TYPE_CHECKING:
     from .layer import Layer
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 FUSED_LANES = 4  # up to which a single step's products are part of the same call; from there on torch's are faster
 SHAPES = 2  # numbers of steps and lanes for which buffers are kept
-_KEPT = "_state", "_segments"  # a layer's attributes
-
 
 class Start(NamedTuple):
     """Where a layer goes on from."""
@@ -110,7 +108,7 @@ class Binding:
             of_model: dict[str, Any] = {"_latest": call}
             if model is not buffers.links[0].layer:
                 of_model["_run"] = call, [link.layer for link in buffers.links]  # see `Container`
-            kept = [left[name] for left in layers for name in _KEPT]
+            kept = [left[name] for left in layers for name in KEPT]
             outputs = memory.Stock(y.shape, y.dtype)
             known = self.commits[window, unbatched] = Commit(call, outputs, of_model, [*zip(attributes, layers, strict=True)], kept)
         return known
@@ -182,7 +180,6 @@ class Row:
         self.links = [Link(layer, cpu) for layer in layers]
         self.layers, self.modules = list(layers), list(modules)
         self.watch = Watch(self.links)
-        self.kept = Entries((link.attributes, name, None) for link in self.links for name in _KEPT)
         self.nothing_kept = [None, ()] * len(layers)
         self.n, self.m, self.dtype = self.links[0].n, self.links[-1].m, self.links[0].w.dtype
         self.x_at, self.ls_at = cpu.STEP_HEAD + cpu.STEP_GIVEN, cpu.STEP_HEAD + cpu.STEP_LS  # in tables of single steps
@@ -245,7 +242,6 @@ class Row:
             or not x.is_contiguous()
             or model._horizon is not None
             or not self._may_run(model)
-            or not self.watch.sees_no_change()
         ):
             return None
         buffers, binding, commit, fits = known
@@ -257,7 +253,7 @@ class Row:
             kept = before.left.kept
         else:
             return None
-        if not self.kept.are(kept):
+        if not self.watch.sees_no_change(kept):
             return None
         buffers.begins = before is None
         y = commit.outputs.take()
@@ -418,7 +414,7 @@ class Row:
         if ls.shape != call.y_shape or not self._may_run(model):
             return None
         left = buffers.left
-        if left is None or left.call is not call or not self.kept.are(left.kept) or not self.watch.has_its_weights():
+        if left is None or left.call is not call or not self.watch.has_its_weights(left.kept):
             return None
         gradients = None if input_signal else self.watch.gradients()
         if gradients is not None and gradients == buffers.adds_to:

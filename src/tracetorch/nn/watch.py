@@ -7,35 +7,33 @@ everybody who replaces something write to.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from operator import attrgetter, getitem, is_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 if TYPE_CHECKING:
     from .usual import Link
 
+KEPT = "_state", "_segments"  # of each layer, what a call leaves there
+
+_Entry = tuple[dict[str, Any], str, Any]  # of a dictionary
 _version, _surrogate, _grad, _requires_grad = map(attrgetter, ("_version", "surrogate", "grad", "requires_grad"))
 
 
-class Entries:
-    """Entries of dictionaries, and what they are to be.
+class _Entries(NamedTuple):
+    """Where to look, and what should be there."""
 
-    Args:
-        each: dictionary, key and value.
-    """
+    dictionaries: list[dict[str, Any]]
+    keys: list[str]
+    values: list[Any]  # without those that are said when it is asked
 
-    __slots__ = ("dictionaries", "keys", "values")
 
-    def __init__(self, each: Iterable[tuple[dict[str, Any], str, Any]]) -> None:
-        self.dictionaries, self.keys, self.values = map(list, zip(*each, strict=True))
-
-    def are(self, values: Iterable[Any]) -> bool:
-        """Whether they are these objects, or, with `values` of its own, those that they were."""
-        try:
-            return all(map(is_, map(getitem, self.dictionaries, self.keys), values))
-        except KeyError:
-            return False
+def _entries(fixed: Iterable[_Entry], kept: Iterable[_Entry]) -> _Entries:
+    """The last ones are `kept`, of which the values are said when it is asked."""
+    dictionaries, keys, _ = map(list, zip(*fixed, *kept, strict=True))
+    return _Entries(dictionaries, keys, [value for _, _, value in fixed])
 
 
 class Watch:
@@ -45,43 +43,54 @@ class Watch:
     """
 
     def __init__(self, links: Iterable[Link]) -> None:
-        weights, others, counted = [], [], []
+        weights: list[_Entry] = []
+        others: list[_Entry] = []
+        kept: list[_Entry] = []
         self.synapses, self.buffers, self.firings = [], [], []
-        self.matrices, self.tensors = [], []
+        self.matrices: list[Tensor] = []
+        self.tensors: list[Tensor] = []
+        self.counted: list[dict[Any, Any]] = []
         for link in links:
             attributes, synapse = link.attributes, link.synapse
             weights += [(attributes["_modules"], "synapse", synapse)]
             weights += [(synapse._parameters, name, synapse._parameters[name]) for name in ("weight", "bias")]
             others += [(attributes, name, attributes[name]) for name in ("neuron", "_own_rule", "_model_rule")]
             others += [(attributes["_buffers"], name, buffer) for name, buffer in attributes["_buffers"].items()]
-            counted += [synapse._forward_hooks, synapse._forward_pre_hooks, synapse.__dict__]
+            kept += [(attributes, name, None) for name in KEPT]
+            self.counted += [synapse._forward_hooks, synapse._forward_pre_hooks, synapse.__dict__]
             self.synapses.append(synapse)
             self.buffers += [buffer for buffer in attributes["_buffers"].values() if buffer is not None]
             self.firings += [] if link.form is None else [link.form.firing]
             self.matrices.append(link.weight)
             self.tensors += [link.weight] if link.bias is None else [link.weight, link.bias]
-        self.weights, self.others, self.counted = Entries(weights), Entries(others), counted
-        self.kinds, self.places, self.strides = self._lie()
-        self.counts = [*map(len, counted)]
+        self.of_weights, self.of_all = _entries(weights, kept), _entries([*weights, *others], kept)
+        self.kinds, self.counts = [*map(type, self.synapses)], [*map(len, self.counted)]
+        self.places, self.strides = [*map(Tensor.data_ptr, self.tensors)], [*map(Tensor.stride, self.matrices)]
         self.versions, self.surrogates = [*map(_version, self.buffers)], [*map(_surrogate, self.firings)]
 
-    def _lie(self) -> tuple[list[Any], list[Any], list[Any]]:
-        return [*map(type, self.synapses)], [*map(Tensor.data_ptr, self.tensors)], [*map(Tensor.stride, self.matrices)]
+    def has_its_weights(self, kept: Iterable[Any] = (), entries: _Entries | None = None) -> bool:
+        """Whether weights and biases are those that they were, and lie where they lay.
 
-    def has_its_weights(self) -> bool:
-        """Whether weights and biases are those that they were, and lie where they lay."""
+        Args:
+            kept: what the layers should have kept, see `KEPT`; by default that does not matter.
+            entries: what is looked up.
+        """
+        dictionaries, keys, values = entries or self.of_weights
+        try:
+            same = all(map(is_, chain(values, kept), map(getitem, dictionaries, keys)))
+        except KeyError:
+            return False
         return (
-            self.weights.are(self.weights.values)
+            same
             and [*map(type, self.synapses)] == self.kinds
             and [*map(Tensor.data_ptr, self.tensors)] == self.places
             and [*map(Tensor.stride, self.matrices)] == self.strides
         )
 
-    def sees_no_change(self) -> bool:
-        """Whether nothing was changed or replaced; weights and biases may have other values."""
+    def sees_no_change(self, kept: Iterable[Any] = ()) -> bool:
+        """Whether nothing was changed or replaced, likewise; weights and biases may have other values."""
         return (
-            self.has_its_weights()
-            and self.others.are(self.others.values)
+            self.has_its_weights(kept, self.of_all)
             and [*map(len, self.counted)] == self.counts
             and [*map(_version, self.buffers)] == self.versions
             and all(map(is_, map(_surrogate, self.firings), self.surrogates))
