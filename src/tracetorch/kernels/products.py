@@ -1,0 +1,317 @@
+"""Dense products of few rows, and kernels one after the other; like `loops.py`, each takes the address of one table.
+
+Where a window has few rows, the calls of a library for products take as long as the products. These here can be run
+one after the other, with scans between them, in a single call (`chain`). A tile of the result is held in registers until
+all its terms are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types  # type: ignore[attr-defined]
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .jit import kernel as _kernel
+from .jit import loop as _loop
+from .jit import pointer as _pointer
+from .matrices import VECTOR
+
+ROWS = 4  # of a tile
+VECTORS = 4 if VECTOR == 64 else 2  # side by side in a row of it: half of the registers in all, or a bit more
+
+
+def _call(typing: Any, function: Any, argument: Any) -> Any:  # noqa: ARG001
+    """Call what is at an address with one integer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.intp_t])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [arguments[1]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+_run: Any = intrinsic(_call)
+
+
+class _Writer:
+    """Writes LLVM's instructions for a loop that adds products to sums, all of which are in registers."""
+
+    def __init__(self, builder: Any, number: Any) -> None:
+        self.builder, self.number, self.size = builder, number, 4 if isinstance(number, ir.FloatType) else 8
+        self.width = VECTOR // self.size
+        self.vector = ir.VectorType(number, self.width)
+
+    def intrinsic(self, name: str, result: Any, taken: list[Any]) -> Any:
+        function = ir.FunctionType(result, taken)
+        return cgutils.get_or_insert_function(self.builder.module, function, f"{name}.v{self.width}f{8 * self.size}")
+
+    def at(self, address: Any, step: Any, count: int) -> Any:
+        """An address, so many steps further."""
+        return self.builder.add(address, self.builder.mul(step, step.type(count)))
+
+    def load(self, address: Any, kind: Any) -> Any:
+        return self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=self.size)
+
+    def store(self, value: Any, address: Any) -> None:
+        place = self.builder.inttoptr(address, value.type.as_pointer())
+        self.builder.store(value, place, align=self.size)
+
+    def spread(self, scalar: Any) -> Any:
+        """A vector of one number."""
+        nothing = ir.Constant(self.vector, ir.Undefined)
+        first = self.builder.insert_element(nothing, scalar, cgutils.int32_t(0))
+        mask = ir.Constant(ir.VectorType(cgutils.int32_t, self.width), None)
+        return self.builder.shuffle_vector(first, nothing, mask)
+
+    def sums(self, starts: list[Any], terms: Any, products: Callable[[Any], list[tuple[Any, Any]]]) -> list[Any]:
+        """The sums after all terms; `products` gives both factors of what is added to each, for the term k."""
+        builder = self.builder
+        add = self.intrinsic("llvm.fmuladd", self.vector, [self.vector] * 3)
+        before = builder.block
+        body, after = builder.append_basic_block("term"), builder.append_basic_block("summed")
+        builder.cbranch(builder.icmp_signed(">", terms, terms.type(0)), body, after)
+        builder.position_at_end(body)
+        k = builder.phi(terms.type)
+        totals = [builder.phi(self.vector) for _ in starts]
+        new = [builder.call(add, [a, b, total]) for (a, b), total in zip(products(k), totals, strict=True)]
+        following = builder.add(k, k.type(1))
+        k.add_incoming(k.type(0), before)
+        k.add_incoming(following, builder.block)
+        for total, start, value in zip(totals, starts, new, strict=True):
+            total.add_incoming(start, before)
+            total.add_incoming(value, builder.block)
+        last = builder.block
+        builder.cbranch(builder.icmp_signed("<", following, terms), body, after)
+        builder.position_at_end(after)
+        found = []
+        for start, value in zip(starts, new, strict=True):
+            phi = builder.phi(self.vector)
+            phi.add_incoming(start, before)
+            phi.add_incoming(value, last)
+            found.append(phi)
+        return found
+
+
+def _outer(rows: int, vectors: int) -> Any:
+    """A tile of `out = factors^T matrix`: so many rows of so many vectors.
+
+    Takes a number, of the type of all, and a tuple of integers: the address of the factors, how many bytes it is from a
+    row's factor to the next's, and from a term's to the next's; the address of the matrix, and how many bytes it is
+    from a term's row to the next's; the number of terms; the address of what is written, and how many bytes it is from
+    a row to the next; whether it is added to.
+    """
+
+    def typed(typing: Any, zero: Any, integers: Any) -> Any:  # noqa: ARG001
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            w = _Writer(builder, context.get_value_type(signature.args[0]))
+            of_row, terms_of = 1, 2
+            given = cgutils.unpack_tuple(builder, arguments[1], 9)
+            factors, matrix, step, terms, out, out_step, adds = given[0], *given[3:]
+            adds = builder.icmp_signed("!=", adds, adds.type(0))
+            places = [
+                builder.add(w.at(out, out_step, row), out.type(VECTOR * v))
+                for row in range(rows)
+                for v in range(vectors)
+            ]
+
+            def products(k: Any) -> list[tuple[Any, Any]]:
+                factor = builder.add(factors, builder.mul(k, given[terms_of]))
+                column = builder.add(matrix, builder.mul(k, step))
+                taken = [w.load(builder.add(column, column.type(VECTOR * v)), w.vector) for v in range(vectors)]
+                by = [w.spread(w.load(w.at(factor, given[of_row], row), w.number)) for row in range(rows)]
+                return [(a, b) for a in by for b in taken]
+
+            nothing = ir.Constant(w.vector, None)
+            found = w.sums([nothing] * len(places), terms, products)
+            with builder.if_else(adds) as (then, otherwise):
+                with then:
+                    for place, total in zip(places, found, strict=True):
+                        w.store(builder.fadd(w.load(place, w.vector), total), place)
+                with otherwise:
+                    for place, total in zip(places, found, strict=True):
+                        w.store(total, place)
+            return context.get_dummy_value()
+
+        return types.void(zero, types.UniTuple(types.int64, 9)), generate
+
+    return intrinsic(typed)
+
+
+def _inner(rows: int, columns: int) -> Any:
+    """A tile of `out = x weight^T`, over whole vectors.
+
+    Takes a number, of the type of all, and a tuple of integers: the address of x, and how many bytes it is from a row
+    to the next; the same of the weights; the number of vectors; the address of what is written, and how many bytes it
+    is from a row to the next.
+    """
+
+    def typed(typing: Any, zero: Any, integers: Any) -> Any:  # noqa: ARG001
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            w = _Writer(builder, context.get_value_type(signature.args[0]))
+            x, x_step, weight, weight_step, vectors, out, out_step = cgutils.unpack_tuple(builder, arguments[1], 7)
+
+            def products(k: Any) -> list[tuple[Any, Any]]:
+                along = builder.mul(k, k.type(VECTOR))
+                left = [w.load(builder.add(w.at(x, x_step, row), along), w.vector) for row in range(rows)]
+                right = [w.load(builder.add(w.at(weight, weight_step, i), along), w.vector) for i in range(columns)]
+                return [(a, b) for a in left for b in right]
+
+            found = w.sums([ir.Constant(w.vector, None)] * (rows * columns), vectors, products)
+            add_up = w.intrinsic("llvm.vector.reduce.fadd", w.number, [w.number, w.vector])
+            for row in range(rows):
+                for i in range(columns):
+                    total = builder.call(add_up, [w.number(0.0), found[row * columns + i]], fastmath=("reassoc",))
+                    w.store(total, builder.add(w.at(out, out_step, row), out.type(i * w.size)))
+            return context.get_dummy_value()
+
+        return types.void(zero, types.UniTuple(types.int64, 7)), generate
+
+    return intrinsic(typed)
+
+
+_outer_tile, _outer_column, _outer_row, _outer_vector = (
+    _outer(rows, vectors) for rows in (ROWS, 1) for vectors in (VECTORS, 1)
+)
+_inner_tile, _inner_column, _inner_row, _inner_one = (
+    _inner(rows, columns) for rows in (ROWS, 1) for columns in (ROWS, 1)
+)
+
+
+def chain(_real: Any) -> Any:
+    """Kernels one after the other.
+
+    The table: how many; then of each its address, that of its table, and that of an integer: where that is 0 after it
+    has run, those that follow are not run.
+    """
+
+    @_kernel
+    def run(address: int) -> None:
+        count = carray(_pointer(address), 1, np.int64)[0]
+        each = carray(_pointer(address + 8), 3 * count, np.int64)
+        for i in range(count):
+            _run(each[3 * i], each[3 * i + 1])
+            flag = each[3 * i + 2]
+            if flag != 0 and carray(_pointer(flag), 1, np.int64)[0] == 0:
+                return
+
+    return run
+
+
+def outer(real: Any) -> Any:
+    """`out (rows, columns) = factors^T matrix`, or added to it: factors (terms, rows), matrix (terms, columns).
+
+    The factors may lie anyhow: the distances between rows and between terms are in the table.
+    """
+    size = np.dtype(real).itemsize
+    width = VECTOR // size
+
+    @_kernel
+    def run(address: int) -> None:
+        a = carray(_pointer(address), 9, np.int64)
+        rows, columns, terms, adds = a[0], a[1], a[2], a[8]
+        of_row, of_term, step = a[4] * size, a[5] * size, columns * size
+        zero = real(0)
+        left = 0
+        while left < columns:
+            vectors = VECTORS if left + VECTORS * width <= columns else 1
+            if left + width > columns:
+                break
+            matrix, out = a[6] + left * size, a[7] + left * size
+            row = 0
+            while row < rows:
+                factors, place = a[3] + row * of_row, out + row * step
+                given = (factors, of_row, of_term, matrix, step, terms, place, step, adds)
+                if row + ROWS <= rows:
+                    if vectors == VECTORS:
+                        _outer_tile(zero, given)
+                    else:
+                        _outer_column(zero, given)
+                    row += ROWS
+                else:
+                    if vectors == VECTORS:
+                        _outer_row(zero, given)
+                    else:
+                        _outer_vector(zero, given)
+                    row += 1
+            left += vectors * width
+        if left < columns:
+            _outer_rest(a, left, size, real)
+
+    return run
+
+
+@_loop
+def _outer_rest(a: Any, left: int, size: int, real: Any) -> None:
+    """The last columns, which are fewer than a vector has."""
+    rows, columns, terms = a[0], a[1], a[2]
+    matrix = carray(_pointer(a[6]), terms * columns, real)
+    for row in range(rows):
+        out = carray(_pointer(a[7] + row * columns * size), columns, real)
+        if a[8] == 0:
+            for j in range(left, columns):
+                out[j] = real(0)
+        for k in range(terms):
+            factor = carray(_pointer(a[3] + (row * a[4] + k * a[5]) * size), 1, real)[0]
+            for j in range(left, columns):
+                out[j] += factor * matrix[k * columns + j]
+
+
+def inner(real: Any) -> Any:
+    """`out (rows, columns) = x weight^T`: x (rows, n), weight (columns, n)."""
+    size = np.dtype(real).itemsize
+    width = VECTOR // size
+
+    @_kernel
+    def run(address: int) -> None:
+        a = carray(_pointer(address), 6, np.int64)
+        rows, columns, n = a[0], a[1], a[2]
+        step, out_step, vectors = n * size, columns * size, n // width
+        zero = real(0)
+        i = 0
+        while i < columns:
+            tall = i + ROWS <= columns
+            row = 0
+            while row < rows:
+                x, weight = a[3] + row * step, a[4] + i * step
+                given = (x, step, weight, step, vectors, a[5] + row * out_step + i * size, out_step)
+                if row + ROWS <= rows:
+                    if tall:
+                        _inner_tile(zero, given)
+                    else:
+                        _inner_column(zero, given)
+                    row += ROWS
+                else:
+                    if tall:
+                        _inner_row(zero, given)
+                    else:
+                        _inner_one(zero, given)
+                    row += 1
+            i += ROWS if tall else 1
+        if vectors * width < n:
+            _inner_rest(a, vectors * width, size, real)
+
+    return run
+
+
+@_loop
+def _inner_rest(a: Any, first: int, size: int, real: Any) -> None:
+    """What the last inputs add, which are fewer than a vector has."""
+    rows, columns, n = a[0], a[1], a[2]
+    out = carray(_pointer(a[5]), rows * columns, real)
+    for row in range(rows):
+        x = carray(_pointer(a[3] + row * n * size), n, real)
+        for i in range(columns):
+            weight = carray(_pointer(a[4] + i * n * size), n, real)
+            total = out[row * columns + i]
+            for j in range(first, n):
+                total += x[j] * weight[j]
+            out[row * columns + i] = total
+
+
+KERNELS: dict[str, Callable[[Any], Any]] = {kernel.__name__: kernel for kernel in (chain, outer, inner)}
