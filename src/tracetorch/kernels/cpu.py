@@ -25,7 +25,7 @@ from torch import Tensor
 from ..functional.scan import Form, Record, Reverse, Scan, State, Values
 from ..functional.spikes import WORD, Spikes
 from ..functional.trace import Stage
-from . import bits, loops, matrices, memory
+from . import bits, loops, matrices, memory, products
 from .forms import FIRINGS, SURROGATES, add_recurrent, draws
 
 ENTRIES_FOR_THREADS = 2**18  # steps times neurons and lanes, from which several threads are faster than one
@@ -36,7 +36,7 @@ _RESETS = {"subtract": loops.SUBTRACT, "zero": loops.ZERO, "none": loops.NONE}
 _TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 _OWN = ("beta", "alpha", "threshold", "kappa", "rho")  # in the order of the table
 
-_KERNELS = loops.KERNELS | bits.KERNELS | matrices.KERNELS
+_KERNELS = loops.KERNELS | bits.KERNELS | matrices.KERNELS | products.KERNELS
 
 DTYPES = frozenset(_TYPES)
 BLOCK = loops.BLOCK
@@ -49,6 +49,8 @@ STEP_GRADIENTS = 12, 15  # of weight and bias, each before whether it is added t
 Y_AT, LS_AT, LI_LS_AT = 11, 15, 5  # y stands at the same place for LI
 BIAS_OUT = 5  # and after it whether it is added to
 TAKE_FROM, TAKE_STRANGE = 2, 5
+OUTER_OUT = 7  # and after it whether it is added to
+FINITE_OF, FINITE = 1, 2
 
 # What the sparse products take; 1 is what a dense one takes for one input of a row and 64 bytes of its outputs. For one
 # spike and 64 bytes; for one input, active or not, and 512 bytes; to transpose the weights or their gradient, for one
@@ -59,8 +61,12 @@ _PRODUCT, _GRADIENT = (1.75, 0.75, 26.0), (1.25, 1.0, 45.0)
 @functools.cache
 def compiled(name: str, dtype: torch.dtype) -> ctypes._FuncPointer:
     """A kernel as a function of the address of its table; compiled, or read from disk, when first asked for."""
-    kernel = _KERNELS[name](_TYPES[dtype])
-    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(kernel.address)
+    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(_place_of(name, dtype))
+
+
+@functools.cache
+def _place_of(name: str, dtype: torch.dtype) -> int:
+    return _KERNELS[name](_TYPES[dtype]).address  # type: ignore[no-any-return]
 
 
 @functools.cache
@@ -124,6 +130,56 @@ class Job:
             self.kernel(self.place)
         else:
             run_in_parts(self.name, self.dtype, self.table, self.at, BLOCK, self.work)
+
+
+class Chain:
+    """Jobs that are run one after the other, in one call and by one thread.
+
+    Args:
+        jobs: the jobs; where one comes with the place of an integer in its table, those after it are not run if that is
+            0 when it has run.
+    """
+
+    __slots__ = ("jobs", "kernel", "place", "table")
+
+    def __init__(self, jobs: Sequence[Job | tuple[Job, int]]) -> None:
+        each = [(job, None) if isinstance(job, Job) else job for job in jobs]
+        self.jobs = [job for job, _ in each]
+        words = [len(each)]
+        for job, flag in each:
+            words += [_place_of(job.name, job.dtype), job.place, 0 if flag is None else job.place + 8 * flag]
+        self.kernel = compiled("chain", torch.float32)
+        self.table = array("q", words)
+        self.place = self.table.buffer_info()[0]
+
+
+def inner_job(x: Tensor, weight: Tensor, out: Tensor) -> Job:
+    """The product of few rows x (rows, n) and W^T (n, m), into `out`; all contiguous."""
+    rows, n = x.shape
+    return Job("inner", x.dtype, [rows, len(weight), n, *map(address, (x, weight, out))])
+
+
+def outer_job(factors: Tensor, matrix: Tensor, out: Tensor | None = None) -> Job:
+    """The product of factors (rows, terms), which may lie anyhow, and a contiguous matrix (terms, columns).
+
+    Where no `out` is given, where to and whether to add to it is to be said.
+    """
+    (rows, terms), columns = factors.shape, matrix.shape[1]
+    return Job(
+        "outer",
+        matrix.dtype,
+        [rows, columns, terms, factors.data_ptr(), *factors.stride(), matrix.data_ptr(), address(out), 0],
+    )
+
+
+def decayed_sum_job(x: Tensor, decayed: Tensor, decay: Tensor, out: Tensor) -> Job:
+    """`x + decay * decayed`, into `out`; all contiguous, `decay` one number."""
+    return Job("decayed_sum", x.dtype, [x.numel(), *map(address, (x, decayed, decay, out))])
+
+
+def finite_job(count: int, dtype: torch.dtype) -> Job:
+    """Whether so many numbers are finite; where they are is to be said."""
+    return Job("finite", dtype, [count, 0, 0])
 
 
 def fold_job(steps: int, lanes: int, n: int, places: Sequence[int], beta: Tensor) -> Job:

@@ -314,4 +314,19 @@ def _inner_rest(a: Any, first: int, size: int, real: Any) -> None:
             out[row * columns + i] = total
 
 
-KERNELS: dict[str, Callable[[Any], Any]] = {kernel.__name__: kernel for kernel in (chain, outer, inner)}
+def decayed_sum(real: Any) -> Any:
+    """`out = x + decay * decayed`."""
+
+    @_kernel
+    def run(address: int) -> None:
+        a = carray(_pointer(address), 5, np.int64)
+        n, decay = a[0], carray(_pointer(a[3]), 1, real)[0]
+        x, decayed = carray(_pointer(a[1]), n, real), carray(_pointer(a[2]), n, real)
+        out = carray(_pointer(a[4]), n, real)
+        for i in range(n):
+            out[i] = x[i] + decay * decayed[i]
+
+    return run
+
+
+KERNELS: dict[str, Callable[[Any], Any]] = {kernel.__name__: kernel for kernel in (chain, outer, inner, decayed_sum)}

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from .layer import Layer
     from .online import Online
 
-FUSED_LANES = 4  # up to which a single step's products are part of the same call; from there on torch's are faster
+FUSED_LANES = 4  # up to which a single step has a kernel of its own
+CHAINED_WEIGHTS = 2**19  # of a layer, up to which windows of few rows are run in a single call, by one thread
 SHAPES = 2  # numbers of steps and lanes for which buffers are kept
 
 class Start(NamedTuple):
@@ -79,13 +80,18 @@ class Binding:
         ]
         self.folds: list[Callable[[], None]] = []  # of the traces, where that is a call by itself
         self.scans: list[Any] = []
+        chain: list[Any] = []
         words: list[int] = []
         for (link, place, start), above in zip(parts, [*buffers.places[1:], None], strict=True):
             traces = [0] * 5
             if link.traced:
                 traces = _traces(cpu, start, place)
                 if not buffers.single or (start.past is not None and (start.past.wide or start.past.shape[0] > 1)):
-                    self.folds.append(_fold(cpu, link, start, place, traces))
+                    fold = _fold(cpu, link, start, place, traces)
+                    if buffers.chained and isinstance(fold, cpu.Job):
+                        chain.append(fold)
+                    else:
+                        self.folds.append(fold.run if isinstance(fold, cpu.Job) else fold)
                     traces = [0] * 5
             y = 0 if above is None else cpu.address(above.x)
             states = start.mem.data_ptr(), place.mem.data_ptr()
@@ -94,6 +100,11 @@ class Binding:
             else:
                 self.scans.append(link.scan_job(cpu, place, states, y))
         self.step = cpu.Job("step", buffers.dtype, [len(parts), 0, 0, 0, *words]) if buffers.single else None
+        self.chain: Any = None
+        if buffers.chained:
+            for (link, place, _), scan in zip(parts, self.scans, strict=True):
+                chain += [link.product_job(cpu, place), scan]
+            self.chain = cpu.Chain([buffers.take, *chain])
 
     def commit(self, model: Online, buffers: Buffers, window: bool, y: Tensor, unbatched: bool) -> Commit:
         """What is left in the model by a call of this shape; the same objects each time, since one follows another."""
@@ -114,6 +125,23 @@ class Binding:
         return known
 
 
+class Backwards(NamedTuple):
+    """What windows of few rows do backwards in a single call."""
+
+    chain: Any
+    finite: Any  # the job that looks at the signal
+    top: Any  # the reverse scan that takes it
+    targets: list[tuple[nn.Parameter, Any, int]]  # the jobs that write gradients, and where their tables say where to
+    below: Any  # the job that writes dL/dx; None where that is not asked for
+
+    def run(self, ls: Tensor, ls_at: int, cpu: Any, check: bool) -> bool:
+        """Whether it was run: not where `check` and ls is not finite."""
+        finite, top, chain = self.finite.table, self.top.table, self.chain
+        finite[cpu.FINITE_OF], top[ls_at] = ls.data_ptr(), ls.data_ptr()
+        chain.kernel(chain.place)
+        return not check or finite[cpu.FINITE] != 0
+
+
 class Buffers:
     """One set of buffers."""
 
@@ -122,6 +150,8 @@ class Buffers:
         self.dtype = links[0].w.dtype
         self.single = steps == 1 and lanes <= FUSED_LANES
         self.wide = steps * lanes >= kernels.WIDE
+        few = all(link.w.numel() <= CHAINED_WEIGHTS for link in links)
+        self.chained = few and not self.single and not self.wide
         self.left: Commit | None = None  # by the latest call of a model
         self.begins = False  # whether the latest call was the first of its streams: there is nothing in the traces
         self.places = [Place(link, steps, lanes) for link in links]
@@ -131,6 +161,9 @@ class Buffers:
         self.adds_to: list[Any] | None = None  # the gradients that its table says are added to
         self.reverses: list[Any] = []  # those of a window
         self.biases: list[Any] = []  # likewise, of the biases' gradients
+        self.gradients: list[list[Any]] = []  # and of the weights', of few rows
+        self.backwards: dict[tuple[bool, ...], Backwards] = {}  # one after the other, by what there is to do
+        self.latest: Backwards | None = None  # of these
 
     def starts(self) -> list[Start]:
         """Where the next call goes on from."""
@@ -164,6 +197,8 @@ class Pair:
                 buffers.biases = [
                     cpu.bias_job(scratch.total, scratch.leftover, place.trace("bias")) for _, place, scratch in parts
                 ]
+            if buffers.chained:
+                buffers.gradients = [link.gradient_jobs(cpu, place, scratch) for link, place, scratch in parts]
 
 
 class Row:
@@ -372,10 +407,13 @@ class Row:
             return not table[1]
         if buffers.wide:
             return self._run_wide(x, buffers, binding, y)
-        take = buffers.take.table
+        take, chain = buffers.take.table, binding.chain
         take[self.cpu.TAKE_FROM], take[self.cpu.TAKE_STRANGE] = x.data_ptr(), 0
-        buffers.take.run()
         binding.scans[-1].table[self.cpu.Y_AT] = y.data_ptr()
+        if chain is not None:
+            chain.kernel(chain.place)
+            return not take[self.cpu.TAKE_STRANGE]
+        buffers.take.run()
         for link, place, scan in zip(self.links, buffers.places, binding.scans, strict=True):
             torch.mm(place.window, link.transposed, out=place.currents)
             scan.run()
@@ -416,9 +454,9 @@ class Row:
         left = buffers.left
         if left is None or left.call is not call or not self.watch.has_its_weights(left.kept):
             return None
-        gradients = None if input_signal else self.watch.gradients()
+        gradients = None if input_signal else self.watch.gradients(model.check_finite)
         if gradients is not None and gradients == buffers.adds_to:
-            return self._add_again(ls.contiguous(), buffers, model.check_finite)
+            return (None,) if self._add_again(ls.contiguous(), buffers, model.check_finite) else None
         if not all(map(Link.may_add, self.links)):
             return None
         below = None
@@ -439,17 +477,19 @@ class Row:
             return None
         for parameter, grad in made.values():
             parameter.grad = grad
-        if buffers.single:
+        if buffers.single or buffers.chained:
             buffers.adds_to = gradients
         return (None if below is None else call.unfold(below),)
 
-    def _add_again(self, ls: Tensor, buffers: Buffers, check: bool) -> tuple[None] | None:
-        """What a single step did before, with another signal."""
+    def _add_again(self, ls: Tensor, buffers: Buffers, check: bool) -> bool:
+        """What was done before in a single call, with another signal."""
+        if buffers.latest is not None:
+            return buffers.latest.run(ls, self.links[-1].ls_at, self.cpu, check)
         reverse = buffers.reverse
         table = reverse.table
         table[1], table[2], table[self.ls_at] = 0, check, ls.data_ptr()
         reverse.kernel(reverse.place)
-        return None if table[1] else (None,)
+        return not table[1]
 
     def ran(self, segment: Segment) -> bool:
         """Whether this is the tape of the latest call."""
@@ -490,6 +530,8 @@ class Row:
             return not check or bool(self.cpu.is_finite(ls))
         if buffers.single:
             return self._step_reverse(ls, buffers, lowest, room, below, check)
+        if buffers.chained:
+            return self._chain_reverse(ls, buffers, lowest, room, below, check)
         each = self.pairs[buffers.steps, buffers.lanes].scratch
         if check and not self.cpu.is_finite(ls):
             return False
@@ -511,6 +553,50 @@ class Row:
             elif below is not None:
                 torch.mm(scratch.window, link.w, out=below.view(-1, link.n))
         return True
+
+    def _chain_reverse(
+        self,
+        ls: Tensor,
+        buffers: Buffers,
+        lowest: int,
+        room: Callable[[Tensor], tuple[Tensor, bool]],
+        below: Tensor | None,
+        check: bool,
+    ) -> bool:
+        buffers.adds_to = None
+        todo = check, below is not None, *(parameter.requires_grad for parameter in self.watch.tensors)
+        backwards = buffers.backwards.get(todo)
+        if backwards is None:
+            backwards = buffers.backwards[todo] = self._backwards(buffers, lowest, below is not None, check)
+        for parameter, job, at in backwards.targets:
+            out, job.table[at + 1] = room(parameter)
+            job.table[at] = out.data_ptr()
+        if below is not None:
+            backwards.below.table[self.cpu.OUTER_OUT] = below.data_ptr()
+        buffers.latest = backwards
+        return backwards.run(ls, self.links[-1].ls_at, self.cpu, check)
+
+    def _backwards(self, buffers: Buffers, lowest: int, wanted: bool, check: bool) -> Backwards:
+        cpu, each = self.cpu, self.pairs[buffers.steps, buffers.lanes].scratch
+        finite = cpu.finite_job(each[-1].ls.numel(), self.dtype)
+        jobs: list[Any] = [(finite, cpu.FINITE)] if check else []
+        targets: list[tuple[nn.Parameter, Any, int]] = []
+        below = None
+        for i in range(len(self.links) - 1, lowest - 1, -1):
+            link, scratch = self.links[i], each[i]
+            jobs.append(buffers.reverses[i])
+            if link.weight.requires_grad:
+                jobs += buffers.gradients[i]
+                targets.append((link.weight, jobs[-1], cpu.OUTER_OUT))
+            if link.bias is not None and link.bias.requires_grad:
+                jobs.append(buffers.biases[i])
+                targets.append((link.bias, jobs[-1], cpu.BIAS_OUT))
+            if i > lowest:
+                jobs.append(cpu.outer_job(scratch.window, link.w, each[i - 1].ls_rows))
+            elif wanted:
+                below = cpu.outer_job(scratch.window, link.w)
+                jobs.append(below)
+        return Backwards(cpu.Chain(jobs), finite, buffers.reverses[-1], targets, below)
 
     def _weight_gradient(
         self, link: Link, place: Place, scratch: Scratch, begins: bool, out: Tensor, add: bool
@@ -571,13 +657,12 @@ def _traces(cpu: Any, start: Start, place: Place) -> list[int]:
     return traces
 
 
-def _fold(cpu: Any, link: Link, start: Start, place: Place, traces: list[int]) -> Callable[[], None]:
-    """What advances the traces."""
+def _fold(cpu: Any, link: Link, start: Start, place: Place, traces: list[int]) -> Any:
+    """What advances the traces: a job, or after many rows a function."""
     past, beta = start.past, link.values["beta"]
     lanes = len(place.mem)
     if past is None or not past.wide:
-        job = cpu.fold_job(0 if past is None else past.shape[0], lanes, link.n, traces, beta)
-        return job.run  # type: ignore[no-any-return]
+        return cpu.fold_job(0 if past is None else past.shape[0], lanes, link.n, traces, beta)
 
     def fold() -> None:
         if past.spikes is None:

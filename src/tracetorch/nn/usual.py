@@ -132,6 +132,18 @@ class Link:
         table = cpu.spiking_table(steps, size, self.form, self.constants, windows, [*states, *[0] * 6], m, parameters)
         return cpu.Job("spiking", place.kept.dtype, table, 3, steps * size)
 
+    def product_job(self, cpu: Any, place: Place) -> Any:
+        """The currents of a window of few rows."""
+        return cpu.inner_job(place.window, self.w, place.currents)
+
+    def gradient_jobs(self, cpu: Any, place: Place, scratch: Scratch) -> list[Any]:
+        """The gradient of the weights for a window of few rows; the last says where to."""
+        trace = place.trace("weight")
+        if scratch.taken is None or trace is None:
+            return [cpu.outer_job(scratch.transposed, place.rows)]
+        job = cpu.decayed_sum_job(place.window, trace, self.values["beta"], scratch.taken)  # of a single step
+        return [job, cpu.outer_job(scratch.window.t(), scratch.taken)]
+
     def reverse_job(self, cpu: Any, place: Place, scratch: Scratch) -> Any:
         """The reverse scan of a window."""
         steps, lanes, m = place.kept.shape

@@ -96,11 +96,11 @@ class Watch:
             and all(map(is_, map(_surrogate, self.firings), self.surrogates))
         )
 
-    def gradients(self) -> list[Any] | None:
-        """Where the gradients lie, and which parameters learn; None where one has no gradient, or none learns."""
+    def gradients(self, *more: Any) -> list[Any] | None:
+        """Where the gradients lie, which parameters learn, and more; None where one has no gradient, or none learns."""
         each, learning = [*map(_grad, self.tensors)], [*map(_requires_grad, self.tensors)]
         try:
             lie = [*map(Tensor.data_ptr, each), *map(Tensor.stride, each)]
         except (TypeError, RuntimeError):  # of None, of a sparse one
             return None
-        return lie + learning if True in learning else None
+        return [*lie, *learning, *more] if True in learning else None
