@@ -45,6 +45,12 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(array).view(shape)
 
 
+def empty_like(tensor: Tensor) -> Tensor:
+    """The same, of the kind of a contiguous tensor."""
+    small = tensor.nbytes < SMALLEST
+    return torch.empty_like(tensor, requires_grad=False) if small else empty(tensor.shape, tensor.dtype)
+
+
 class Stock:
     """Uninitialised tensors of one kind, each handed out once.
 

@@ -470,7 +470,7 @@ class Row:
                 return grad, True
             if id(parameter) in made:
                 return made[id(parameter)][1], True
-            made[id(parameter)] = parameter, memory.empty(parameter.shape, self.dtype)
+            made[id(parameter)] = parameter, memory.empty_like(parameter)
             return made[id(parameter)][1], False
 
         if not self._reverse(ls.contiguous(), buffers, room, below, model.check_finite):
@@ -504,7 +504,7 @@ class Row:
         updates: list[tuple[nn.Parameter, Tensor]] = []
 
         def fresh(parameter: Tensor) -> tuple[Tensor, bool]:
-            updates.append((cast(nn.Parameter, parameter), memory.empty(parameter.shape, self.dtype)))
+            updates.append((cast(nn.Parameter, parameter), memory.empty_like(parameter)))
             return updates[-1][1], False
 
         below = memory.empty((steps, lanes, self.n), self.dtype) if wanted else None

@@ -209,7 +209,6 @@ class Streaming(nn.Module):
         else:
             super().__setattr__(name, value)
 
-    @torch.no_grad()
     def reset(self, mask: Tensor | None = None) -> None:
         """Make lanes forget: membranes and traces start from zero. Ends the latest call.
 
@@ -222,26 +221,33 @@ class Streaming(nn.Module):
             TypeError: the mask is not boolean.
             ValueError: the mask has another number of lanes.
         """
+        if mask is not None:
+            self._reset_some(mask)
+            return
+        for part in self._parts():
+            part._forget()
+        for layer in self._layers().values():
+            layer._state = None
+        self._end("reset() ended the latest")
+
+    @torch.no_grad()
+    def _reset_some(self, mask: Tensor) -> None:
         where = f"{type(self).__name__}.reset"
-        layers = self._layers()
-        if mask is None:
-            self._put(dict.fromkeys(layers), "reset() ended the latest")
-        else:
-            _checks.is_tensor(where, "mask", mask)
-            if mask.dtype != torch.bool:
-                raise TypeError(f"{where}: expected mask to be bool, got {mask.dtype}. Convert it with mask.bool().")
-            lanes = {layer._state.neuron[0].shape[0] for layer in layers.values() if layer._state is not None}
-            if len(lanes) != 1:
-                came = f"layers with {sorted(lanes)} lanes" if lanes else "none since the start or the last reset()"
-                raise RuntimeError(
-                    f"{where}: expected a call before reset(mask), got {came}. "
-                    f"Leave out the mask, or call the model first."
-                )
-            _checks.same_shape(where, "mask", mask, (lanes.pop(),), "Give one entry per lane.")
-            _checks.same_device(where, "mask", mask, self._a_weight())
-            for part in self._parts():
-                part._reset_lanes(mask)
-            self._end("reset() ended the latest")
+        _checks.is_tensor(where, "mask", mask)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"{where}: expected mask to be bool, got {mask.dtype}. Convert it with mask.bool().")
+        lanes = {layer._state.neuron[0].shape[0] for layer in self._layers().values() if layer._state is not None}
+        if len(lanes) != 1:
+            came = f"layers with {sorted(lanes)} lanes" if lanes else "none since the start or the last reset()"
+            raise RuntimeError(
+                f"{where}: expected a call before reset(mask), got {came}. "
+                f"Leave out the mask, or call the model first."
+            )
+        _checks.same_shape(where, "mask", mask, (lanes.pop(),), "Give one entry per lane.")
+        _checks.same_device(where, "mask", mask, self._a_weight())
+        for part in self._parts():
+            part._reset_lanes(mask)
+        self._end("reset() ended the latest")
 
     @torch.no_grad()
     def stream_state(self) -> dict[str, Any]:
