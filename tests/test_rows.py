@@ -224,12 +224,12 @@ def test_bits_are_taken_up_again_after_other_input() -> None:
 
 def test_gradients_are_there_when_all_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     net = model()
-    y = net.window(spikes(3, LANES))
+    y = net.window(spikes(kernels.WIDE, LANES))
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tracetorch.nn.row._product", interrupted)
+    monkeypatch.setattr("tracetorch.nn.row.Row._weight_gradient", interrupted)
     with contextlib.suppress(KeyboardInterrupt):
         net.backward(torch.ones_like(y))
     assert all(p.grad is None for p in net.parameters())

@@ -1,8 +1,8 @@
 """Dense products of few rows, and kernels one after the other; like `loops.py`, each takes the address of one table.
 
-Where a window has few rows, the calls of a library for products take as long as the products. These here can be run
-one after the other, with scans between them, in a single call (`chain`). A tile of the result is held in registers until
-all its terms are added.
+Where a window has few rows, the calls of a library take as long as its products. These here can be run one after the
+other, with scans between them, in a single call (`chain`). A tile of the result is held in registers until all its
+terms are added.
 """
 
 from __future__ import annotations

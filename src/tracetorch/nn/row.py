@@ -40,6 +40,7 @@ FUSED_LANES = 4  # up to which a single step has a kernel of its own
 CHAINED_WEIGHTS = 2**19  # of a layer, up to which windows of few rows are run in a single call, by one thread
 SHAPES = 2  # numbers of steps and lanes for which buffers are kept
 
+
 class Start(NamedTuple):
     """Where a layer goes on from."""
 
@@ -115,13 +116,13 @@ class Binding:
                 {"_state": place.state, "_segments": (Segment(tape, buffers.steps, call),), "_plan": plan}
                 for place, tape, plan in zip(buffers.places, self.tapes, self.plans, strict=True)
             ]
-            attributes = [link.attributes for link in buffers.links]
             of_model: dict[str, Any] = {"_latest": call}
             if model is not buffers.links[0].layer:
                 of_model["_run"] = call, [link.layer for link in buffers.links]  # see `Container`
+            into = [*zip((link.attributes for link in buffers.links), layers, strict=True)]
             kept = [left[name] for left in layers for name in KEPT]
-            outputs = memory.Stock(y.shape, y.dtype)
-            known = self.commits[window, unbatched] = Commit(call, outputs, of_model, [*zip(attributes, layers, strict=True)], kept)
+            known = Commit(call, memory.Stock(y.shape, y.dtype), of_model, into, kept)
+            self.commits[window, unbatched] = known
         return known
 
 

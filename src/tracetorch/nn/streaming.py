@@ -240,8 +240,7 @@ class Streaming(nn.Module):
         if len(lanes) != 1:
             came = f"layers with {sorted(lanes)} lanes" if lanes else "none since the start or the last reset()"
             raise RuntimeError(
-                f"{where}: expected a call before reset(mask), got {came}. "
-                f"Leave out the mask, or call the model first."
+                f"{where}: expected a call before reset(mask), got {came}. Leave out the mask, or call the model first."
             )
         _checks.same_shape(where, "mask", mask, (lanes.pop(),), "Give one entry per lane.")
         _checks.same_device(where, "mask", mask, self._a_weight())
