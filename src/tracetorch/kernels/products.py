@@ -110,9 +110,8 @@ def _outer(rows: int, vectors: int) -> Any:
     def typed(typing: Any, zero: Any, integers: Any) -> Any:  # noqa: ARG001
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             w = _Writer(builder, context.get_value_type(signature.args[0]))
-            of_row, terms_of = 1, 2
             given = cgutils.unpack_tuple(builder, arguments[1], 9)
-            factors, matrix, step, terms, out, out_step, adds = given[0], *given[3:]
+            factors, of_row, of_term, matrix, step, terms, out, out_step, adds = given
             adds = builder.icmp_signed("!=", adds, adds.type(0))
             places = [
                 builder.add(w.at(out, out_step, row), out.type(VECTOR * v))
@@ -121,10 +120,10 @@ def _outer(rows: int, vectors: int) -> Any:
             ]
 
             def products(k: Any) -> list[tuple[Any, Any]]:
-                factor = builder.add(factors, builder.mul(k, given[terms_of]))
+                factor = builder.add(factors, builder.mul(k, of_term))
                 column = builder.add(matrix, builder.mul(k, step))
                 taken = [w.load(builder.add(column, column.type(VECTOR * v)), w.vector) for v in range(vectors)]
-                by = [w.spread(w.load(w.at(factor, given[of_row], row), w.number)) for row in range(rows)]
+                by = [w.spread(w.load(w.at(factor, of_row, row), w.number)) for row in range(rows)]
                 return [(a, b) for a in by for b in taken]
 
             nothing = ir.Constant(w.vector, None)

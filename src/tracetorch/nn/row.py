@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from .online import Online
 
 FUSED_LANES = 4  # up to which a single step has a kernel of its own
-CHAINED_WEIGHTS = 2**19  # of a layer, up to which windows of few rows are run in a single call, by one thread
+CHAINED_WEIGHTS = 2**19  # of a layer, up to which a window of few rows is run in a single call, by one thread;
+CHAINED_PRODUCTS = 2**22  # and up to so many times its rows where torch has several
 SHAPES = 2  # numbers of steps and lanes for which buffers are kept
 
 
@@ -132,7 +133,7 @@ class Backwards(NamedTuple):
     chain: Any
     finite: Any  # the job that looks at the signal
     top: Any  # the reverse scan that takes it
-    targets: list[tuple[nn.Parameter, Any, int]]  # the jobs that write gradients, and where their tables say where to
+    targets: list[tuple[Tensor, Any, int]]  # the jobs that write gradients, and where their tables say where to
     below: Any  # the job that writes dL/dx; None where that is not asked for
 
     def run(self, ls: Tensor, ls_at: int, cpu: Any, check: bool) -> bool:
@@ -151,8 +152,9 @@ class Buffers:
         self.dtype = links[0].w.dtype
         self.single = steps == 1 and lanes <= FUSED_LANES
         self.wide = steps * lanes >= kernels.WIDE
-        few = all(link.w.numel() <= CHAINED_WEIGHTS for link in links)
-        self.chained = few and not self.single and not self.wide
+        largest = max(link.w.numel() for link in links)
+        small = steps * lanes * largest <= CHAINED_PRODUCTS or torch.get_num_threads() == 1
+        self.chained = small and largest <= CHAINED_WEIGHTS and not self.single and not self.wide
         self.left: Commit | None = None  # by the latest call of a model
         self.begins = False  # whether the latest call was the first of its streams: there is nothing in the traces
         self.places = [Place(link, steps, lanes) for link in links]
@@ -211,7 +213,7 @@ class Row:
         cpu: the kernels.
     """
 
-    def __init__(self, layers: Sequence[Layer], modules: Sequence[nn.Module], cpu: Any) -> None:
+    def __init__(self, layers: Sequence[Layer], modules: Sequence[nn.Module | None], cpu: Any) -> None:
         self.cpu = cpu
         self.links = [Link(layer, cpu) for layer in layers]
         self.layers, self.modules = list(layers), list(modules)
@@ -581,7 +583,7 @@ class Row:
         cpu, each = self.cpu, self.pairs[buffers.steps, buffers.lanes].scratch
         finite = cpu.finite_job(each[-1].ls.numel(), self.dtype)
         jobs: list[Any] = [(finite, cpu.FINITE)] if check else []
-        targets: list[tuple[nn.Parameter, Any, int]] = []
+        targets: list[tuple[Tensor, Any, int]] = []
         below = None
         for i in range(len(self.links) - 1, lowest - 1, -1):
             link, scratch = self.links[i], each[i]
