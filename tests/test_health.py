@@ -305,7 +305,7 @@ def test_a_monitor_in_a_training_loop_keeps_no_more_as_time_goes_on() -> None:
             monitor.update()
             del y
             kept.append(live.bytes)
-    assert kept[-1] == kept[20]
+    assert max(kept[200:]) == max(kept[:200])  # outputs are made some steps ahead
     average = monitor.rates()["0"]
     assert average.shape == (8,)
     assert 0.01 < average.mean() < 0.9
