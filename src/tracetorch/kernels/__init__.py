@@ -47,8 +47,8 @@ __all__ = [
 
 WIDE = 128  # rows, from which it may pay to keep spikes as bits, for sparse products
 
-_wanted: ContextVar[bool] = ContextVar("tracetorch_kernels", default=True)
-_interprets: ContextVar[bool] = ContextVar("tracetorch_interprets", default=False)
+wanted: ContextVar[bool] = ContextVar("tracetorch_kernels", default=True)
+interprets: ContextVar[bool] = ContextVar("tracetorch_interprets", default=False)
 
 
 @contextmanager
@@ -60,11 +60,11 @@ def reference() -> Iterator[None]:
     ...     scan.li(torch.ones(2, 1, 1), torch.zeros(1, 1), torch.tensor(0.5)).flatten()
     tensor([1.0000, 1.5000])
     """
-    before = _wanted.set(False)
+    before = wanted.set(False)
     try:
         yield
     finally:
-        _wanted.reset(before)
+        wanted.reset(before)
 
 
 @contextmanager
@@ -73,32 +73,27 @@ def _interpreted() -> Iterator[None]:
 
     The environment must hold TRITON_INTERPRET=1 before triton is imported; the context has no effect otherwise.
     """
-    before = _interprets.set(os.environ.get("TRITON_INTERPRET") == "1")
+    before = interprets.set(os.environ.get("TRITON_INTERPRET") == "1")
     try:
         yield
     finally:
-        _interprets.reset(before)
+        interprets.reset(before)
 
 
 def kernels_for(tensor: Tensor) -> ModuleType | None:
     """The kernels for a tensor's device and dtype; None where there are none."""
-    if not _wanted.get():
+    if not wanted.get():
         return None
-    if tensor.is_cuda or (tensor.is_cpu and _interprets.get()):
+    if tensor.is_cuda or (tensor.is_cpu and interprets.get()):
         return _of_dtype(_load("cuda", "triton", "GPU"), tensor)
     return cpu_for(tensor)
 
 
 def cpu_for(tensor: Tensor) -> ModuleType | None:
     """Those of the CPU, which can do more; None for tensors that are elsewhere, or where there are none."""
-    if not tensor.is_cpu or not cpu_is_wanted():
+    if not tensor.is_cpu or not wanted.get() or interprets.get():
         return None
     return _of_dtype(_load("cpu", "numba", "CPU"), tensor)
-
-
-def cpu_is_wanted() -> bool:
-    """Whether those of the CPU are to be used where there are any."""
-    return _wanted.get() and not _interprets.get()
 
 
 def _of_dtype(kernels: ModuleType | None, tensor: Tensor) -> ModuleType | None:

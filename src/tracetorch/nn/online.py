@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar
 
@@ -26,13 +25,11 @@ from ..rules import Eligibility, InputTrace, MeanField, Rule, Truncated
 from ..rules.base import ModelDecays, Wanted
 from .row import Row
 from .state import flatten
-from .streaming import Call, Handed, Plans, Streaming, forked_random_numbers, full_precision
+from .streaming import Call, Handed, Plans, Streaming, forked_random_numbers, full_precision, learning
 from .usual import make_a_row
 
 if TYPE_CHECKING:
     from .layer import Layer
-
-_learning: ContextVar[bool] = ContextVar("tracetorch_learning", default=True)
 
 Model = TypeVar("Model", bound="Online")
 
@@ -40,11 +37,11 @@ Model = TypeVar("Model", bound="Online")
 @contextmanager
 def learning_is(wanted: bool) -> Iterator[None]:
     """Within this context models in training mode learn, or do not."""
-    before = _learning.set(wanted)
+    before = learning.set(wanted)
     try:
         yield
     finally:
-        _learning.reset(before)
+        learning.reset(before)
 
 
 @contextmanager
@@ -188,7 +185,7 @@ class Online(Streaming):
             TypeError: x has a dtype other than the weights' or bool, or requires grad.
         """
         row = self._row
-        y = None if row is None or type(x) is not Tensor or not self._learns_now() else row.again(self, x, False)
+        y = None if row is None or type(x) is not Tensor else row.again(self, x, False)
         return self._call(x, window=False) if y is None else y
 
     def window(self, x: Tensor) -> Tensor:
@@ -201,7 +198,7 @@ class Online(Streaming):
             (K, B, m), or (K, m).
         """
         row = self._row
-        y = None if row is None or type(x) is not Tensor or not self._learns_now() else row.again(self, x, True)
+        y = None if row is None or type(x) is not Tensor else row.again(self, x, True)
         return self._call(x, window=True) if y is None else y
 
     def _call(self, x: Tensor, window: bool) -> Tensor:
@@ -278,7 +275,7 @@ class Online(Streaming):
         self._fits = (plans, lanes, self.state_limit) if fits else None
 
     def _learns_now(self) -> bool:
-        return self.training and _learning.get() and not torch.is_inference_mode_enabled()
+        return self.training and learning.get() and not torch.is_inference_mode_enabled()
 
     def _fold_input(self, x: Tensor, window: bool, copied: bool = False) -> tuple[Call, Tensor]:
         """The call, and x as (K, B, ...); `copied`: for the tape, so that x may be written to afterwards."""
@@ -366,7 +363,7 @@ class Online(Streaming):
             TypeError: ls is not a tensor of y's dtype.
         """
         row = self._row
-        if row is not None and isinstance(ls, Tensor) and self._learns_now():
+        if row is not None and isinstance(ls, Tensor):
             served = row.backward(self, ls, input_signal)
             if served is not None:
                 return served[0]

@@ -301,8 +301,16 @@ class Row:
         return y
 
     def _may_run(self, model: Online) -> bool:
-        modules = [*model._modules.values()]
-        return modules == self.modules and kernels.cpu_is_wanted() and not torch.is_autocast_enabled("cpu")
+        """Whether the model learns now, and is of these modules, and its kernels are wanted."""
+        return (
+            model.training
+            and streaming.learning.get()
+            and kernels.wanted.get()
+            and not kernels.interprets.get()
+            and not torch.is_inference_mode_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and [*model._modules.values()] == self.modules
+        )
 
     def _commit(self, model: Online, buffers: Buffers, commit: Commit) -> None:
         for attributes, left in commit.layers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,6 +17,9 @@ from ..rules import Rule
 from ..rules.base import ModelDecays, Neuron, Nodes, Segment
 
 STREAM_STATE_VERSION = 3
+
+learning: ContextVar[bool] = ContextVar("tracetorch_learning", default=True)
+"""Whether models in training mode learn."""
 
 _SET_IN_CALLS = frozenset(
     {"_state", "_segments", "_plan", "_latest", "_ended", "_run", "_known_values", "_row", "_fits"}

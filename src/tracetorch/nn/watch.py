@@ -49,7 +49,8 @@ class Watch:
         self.synapses, self.buffers, self.firings = [], [], []
         self.matrices: list[Tensor] = []
         self.tensors: list[Tensor] = []
-        self.counted: list[dict[Any, Any]] = []
+        self.hooks: list[dict[int, Any]] = []
+        self.attributes: list[dict[str, Any]] = []
         for link in links:
             attributes, synapse = link.attributes, link.synapse
             weights += [(attributes["_modules"], "synapse", synapse)]
@@ -57,44 +58,52 @@ class Watch:
             others += [(attributes, name, attributes[name]) for name in ("neuron", "_own_rule", "_model_rule")]
             others += [(attributes["_buffers"], name, buffer) for name, buffer in attributes["_buffers"].items()]
             kept += [(attributes, name, None) for name in KEPT]
-            self.counted += [synapse._forward_hooks, synapse._forward_pre_hooks, synapse.__dict__]
             self.synapses.append(synapse)
+            self.hooks += [synapse._forward_hooks, synapse._forward_pre_hooks]
+            self.attributes.append(synapse.__dict__)
             self.buffers += [buffer for buffer in attributes["_buffers"].values() if buffer is not None]
             self.firings += [] if link.form is None else [link.form.firing]
             self.matrices.append(link.weight)
             self.tensors += [link.weight] if link.bias is None else [link.weight, link.bias]
         self.of_weights, self.of_all = _entries(weights, kept), _entries([*weights, *others], kept)
-        self.kinds, self.counts = [*map(type, self.synapses)], [*map(len, self.counted)]
-        self.places, self.strides = [*map(Tensor.data_ptr, self.tensors)], [*map(Tensor.stride, self.matrices)]
-        self.versions, self.surrogates = [*map(_version, self.buffers)], [*map(_surrogate, self.firings)]
+        self.lay = self._lie()
+        self.counts = [*map(_version, self.buffers), *map(len, self.attributes)]
+        self.surrogates = [*map(_surrogate, self.firings)]
 
-    def has_its_weights(self, kept: Iterable[Any] = (), entries: _Entries | None = None) -> bool:
+    def has_its_weights(self, kept: Iterable[Any]) -> bool:
         """Whether weights and biases are those that they were, and lie where they lay.
 
         Args:
-            kept: what the layers should have kept, see `KEPT`; by default that does not matter.
-            entries: what is looked up.
+            kept: what the layers should have kept, see `KEPT`.
         """
-        dictionaries, keys, values = entries or self.of_weights
-        try:
-            same = all(map(is_, chain(values, kept), map(getitem, dictionaries, keys)))
-        except KeyError:
-            return False
-        return (
-            same
-            and [*map(type, self.synapses)] == self.kinds
-            and [*map(Tensor.data_ptr, self.tensors)] == self.places
-            and [*map(Tensor.stride, self.matrices)] == self.strides
-        )
+        return self._are(self.of_weights, kept) and self._lie() == self.lay
 
     def sees_no_change(self, kept: Iterable[Any] = ()) -> bool:
-        """Whether nothing was changed or replaced, likewise; weights and biases may have other values."""
+        """Whether nothing was changed or replaced, likewise; weights and biases may have other values.
+
+        By default it does not matter what the layers have kept.
+        """
         return (
-            self.has_its_weights(kept, self.of_all)
-            and [*map(len, self.counted)] == self.counts
-            and [*map(_version, self.buffers)] == self.versions
+            self._are(self.of_all, kept)
+            and self._lie() == self.lay
+            and not any(self.hooks)
+            and [*map(_version, self.buffers), *map(len, self.attributes)] == self.counts
             and all(map(is_, map(_surrogate, self.firings), self.surrogates))
         )
+
+    def _are(self, entries: _Entries, kept: Iterable[Any]) -> bool:
+        dictionaries, keys, values = entries
+        try:
+            return all(map(is_, chain(values, kept), map(getitem, dictionaries, keys)))
+        except KeyError:
+            return False
+
+    def _lie(self) -> list[Any]:
+        return [
+            *map(type, self.synapses),
+            *map(Tensor.data_ptr, self.tensors),
+            *map(Tensor.stride, self.matrices),
+        ]
 
     def gradients(self, *more: Any) -> list[Any] | None:
         """Where the gradients lie, which parameters learn, and more; None where one has no gradient, or none learns."""
