@@ -75,6 +75,11 @@ class Tape(NamedTuple):
     decay: Tensor | None = None  # () or (n,): the rule's own trace decay, where it has one
     spikes: Spikes | None = None  # the input as bits too, where it is known to be all spikes
 
+    @property
+    def steps(self) -> int:
+        """K."""
+        return len(self.x) if self.spikes is None else self.spikes.shape[0]
+
     def opened(self) -> Tape:
         """Itself; a tape that is kept in fewer bytes opens to a `Tape`."""
         return self
