@@ -114,7 +114,7 @@ def _count(builder: Any, number: Any, arguments: list[Any]) -> Any:  # noqa: ARG
 
 
 @_instruction(types.void, types.uint64, types.int64)
-def _spread(builder: Any, number: Any, arguments: list[Any]) -> None:
+def spread(builder: Any, number: Any, arguments: list[Any]) -> None:
     """A word as 64 numbers, at an address."""
     word, target = arguments
     _write(builder, builder.uitofp(_as_flags(builder, word), ir.VectorType(number, WORD)), target)
@@ -341,9 +341,9 @@ def unpack(real: Any) -> Any:
                 count = min(WORD, last - bit)
                 word = _word_at(words, bit, count)
                 if count == WORD:
-                    _spread(word, out, zero)
+                    spread(word, out, zero)
                 else:
-                    _spread(word, rest.ctypes.data, zero)
+                    spread(word, rest.ctypes.data, zero)
                     part = carray(_pointer(out), count, real)
                     for j in range(count):
                         part[j] = rest[j]

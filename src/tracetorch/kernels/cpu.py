@@ -354,6 +354,20 @@ def spiking_reverse(
     return Reverse(h, first, leftover, own)
 
 
+def recalled_reverse(
+    ls: Tensor | None, current: Tensor, emitted: Spikes, start: State, values: Values, form: Form, ahead: State | None
+) -> Reverse:
+    """`functional.scan.recalled_reverse` of a usual neuron, for its currents alone; g is written over these."""
+    steps, lanes, m = current.shape
+    size, constants = lanes * m, constants_of(form)
+    first, leftover = torch.empty_like(start.mem), torch.empty_like(start.mem)
+    table = [steps, size, m, 0, size, surrogate_code(form), constants.buffer_info()[0]]
+    tensors = (current, emitted.words, ls, start.mem, None if ahead is None else ahead.mem, leftover, first)
+    table += [*map(address, tensors), *parameters(values)[:4]]
+    run_in_parts("recalled_reverse", current.dtype, table, 3, BLOCK, steps * size)
+    return Reverse(current, State(first), State(leftover), {})
+
+
 def _recurrent_reverse(
     h: Tensor,
     weight: Tensor,

@@ -64,6 +64,13 @@ class ModelDecays(NamedTuple):
     others: bool  # whether there are layers with a beta per neuron, or a learned one
 
 
+class Recall(NamedTuple):
+    """What a spiking neuron's record can be computed from, besides what the tape keeps."""
+
+    current: Tensor  # (K, B, m) input currents
+    emitted: Spikes  # (K, B, m)
+
+
 class Tape(NamedTuple):
     """What a layer keeps of a window."""
 
@@ -79,6 +86,10 @@ class Tape(NamedTuple):
     def steps(self) -> int:
         """K."""
         return len(self.x) if self.spikes is None else self.spikes.shape[0]
+
+    def recall(self) -> Recall | None:
+        """None: the record is there; it is not with a tape that is kept in fewer bytes."""
+        return None
 
     def opened(self) -> Tape:
         """Itself; a tape that is kept in fewer bytes opens to a `Tape`."""
