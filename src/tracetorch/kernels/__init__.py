@@ -31,6 +31,7 @@ __all__ = [
     "advance_matrix",
     "carry_advanced",
     "carry_matrix",
+    "gradient_sum",
     "is_usual",
     "knows",
     "li",
@@ -264,6 +265,12 @@ def weight_gradient(window: Spikes, g: Tensor) -> Tensor:
     """See `functional.spikes.weight_gradient`."""
     kernels = cpu_for(g)
     return spikes.weight_gradient(window, g) if kernels is None else kernels.weight_gradient(window, g.contiguous())
+
+
+def gradient_sum(like: Tensor) -> spikes.GradientSum:
+    """See `functional.spikes.GradientSum`; for gradients of the dtype of `like`, on its device."""
+    kernels = cpu_for(like)
+    return spikes.GradientSum() if kernels is None else kernels.GradientSum()
 
 
 def carry_matrix(signal: Tensor, matrix: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
-from .bits import WORD, spread
+from ..functional.spikes import WORD
+from .bits import spread
 from .jit import kernel as _kernel
 from .jit import least_kept
 from .jit import loop as _loop
