@@ -169,7 +169,7 @@ def threads(count: int) -> Iterator[None]:
 def test_several_threads_compute_the_same(n: int) -> None:
     torch.manual_seed(0)
     x = (torch.rand(32, 100, n) < 0.2).float()
-    weight, g, old = dyadic(300, n, like=x), dyadic(3200, 300, like=x), torch.rand(100, n)
+    weight, g, old = dyadic(400, n, like=x), dyadic(3200, 400, like=x), torch.rand(100, n)
 
     def run() -> list[Tensor]:
         bits = packed(x).bits
