@@ -85,7 +85,7 @@ class GradientSum:
     def add(self, spikes: Spikes, g: Tensor) -> None:
         """Add a window's."""
         gradient = weight_gradient(spikes, g)
-        self._sum = gradient if self._sum is None else self._sum + gradient
+        self._sum = gradient if self._sum is None else self._sum.add_(gradient)
 
     def total(self) -> Tensor:
         """(m, n); nothing can be added any more."""
