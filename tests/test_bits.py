@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tracetorch import kernels
+from tracetorch.functional import spikes
 from tracetorch.functional.spikes import Spikes
 from tracetorch.kernels import cpu
 
@@ -91,8 +93,8 @@ def test_folding_is_the_recursion(window: Window, beta: float, counts: bool, in_
     old, decay, ones = torch.randn_like(x[0]), torch.tensor(beta, dtype=x.dtype), torch.rand_like(x[0, :, 0])
     old.view(-1)[0] = torch.finfo(x.dtype).tiny * 1e3
     expected, count = old.clone(), ones.clone()
-    for spikes in x:
-        expected, count = spikes + expected * decay, 1 + count * decay
+    for entering in x:
+        expected, count = entering + expected * decay, 1 + count * decay
     expected[expected.abs() <= torch.finfo(x.dtype).tiny * 2**24] = 0
     new = old if in_place else torch.empty_like(old)
     advanced = torch.empty_like(ones)
@@ -118,6 +120,23 @@ def test_the_gradient_is_exact(window: Window, m: int, add: bool) -> None:
     out = there.clone() if add else torch.full_like(there, float("nan"))
     cpu.gather_t(window.bits, g, out, add)
     assert torch.equal(out, g.t() @ window.rows + (there if add else 0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([1, 30, 300]), st.sampled_from([0.02, 0.5, 1.0])), min_size=1), outputs)
+def test_gradients_are_summed_whichever_way_they_come(parts: list[tuple[int, float]], m: int) -> None:
+    """Sparse, dense and both; the kernels' sum, and the reference."""
+    like, expected = torch.zeros((), dtype=torch.float64), torch.zeros(m, 200, dtype=torch.float64)
+    sums = [kernels.gradient_sum(like), spikes.GradientSum()]
+    assert isinstance(sums[0], cpu.GradientSum)
+    for steps, activity in parts:
+        window = packed((torch.rand(steps, 3, 200) < activity).to(like.dtype))
+        g = dyadic(steps, 3, m, like=like)
+        expected += g.view(-1, m).t() @ window.rows
+        for each in sums:
+            each.add(window.bits, g)
+    for each in sums:
+        assert torch.equal(each.total(), expected)
 
 
 def test_what_no_spike_asks_for_is_not_read() -> None:
@@ -150,7 +169,7 @@ def threads(count: int) -> Iterator[None]:
 def test_several_threads_compute_the_same(n: int) -> None:
     torch.manual_seed(0)
     x = (torch.rand(32, 100, n) < 0.2).float()
-    weight, g, old = dyadic(300, n, like=x), dyadic(3200, 300, like=x), torch.rand(100, n)
+    weight, g, old = dyadic(400, n, like=x), dyadic(3200, 400, like=x), torch.rand(100, n)
 
     def run() -> list[Tensor]:
         bits = packed(x).bits
@@ -165,7 +184,10 @@ def test_several_threads_compute_the_same(n: int) -> None:
         cpu.gather_t(bits, g, gradient)
         cpu.fold_bits(bits, old, new, torch.tensor(0.9))
         cpu.unpack(bits, 90, 140, back)
-        return [bits.words, y, gradient, new, back]
+        total = kernels.gradient_sum(g)
+        for _ in range(2):
+            total.add(bits, g)
+        return [bits.words, y, gradient, new, back, total.total()]
 
     one = run()
     with threads(3):

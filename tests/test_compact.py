@@ -169,6 +169,39 @@ def test_spikes_stay_when_weights_change() -> None:
         v = (u + net.threshold * (1 - y[t])).detach()
 
 
+def test_membranes_are_recalled_or_kept_not_both() -> None:
+    net = tt.LIF(N, HIDDEN, beta=0.8, **F64)
+    net.compact = True
+    y = net.window((torch.rand(6, LANES, N, **F64) < 0.4).double())
+    segment = net._segments[-1]
+    tape = segment.tape.opened()
+    recall = tape.recall()
+    assert recall is not None
+    assert torch.equal(kernels.unpacked(recall.emitted, torch.float64), y)
+    torch.testing.assert_close(recall.current[0] - 1, tape.record.u[0])
+    assert tape.recall() is None
+    ls = torch.randn_like(y)
+    recalled, kept = (net.neuron.reverse(each, ls, ()) for each in (segment.tape.opened(), tape))
+    torch.testing.assert_close(recalled, kept)
+
+
+def test_a_sum_over_windows_takes_the_sparse_way() -> None:
+    found = []
+    for compact in (False, True):
+        torch.manual_seed(0)
+        net = tt.Sequential(tt.LIF(200, 150, beta=0.8), tt.LI(150, M))
+        net.compact, net.horizon = compact, 30
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(4):
+            y = net.window((torch.rand(10, 30, 200, generator=generator) < 0.1).float())
+            net.backward(torch.ones_like(y))
+        spikes = net[0]._segments[-1].tape.spikes if not compact else net[0]._segments[-1].tape.x
+        assert kernels.cpu_for(y).sparse_gradient_pays(300, 200, 150, spikes.ones, torch.float32)
+        found.append([p.grad for p in net.parameters()])
+    for a, b in zip(*found, strict=True):
+        assert (a - b).abs().max() < 1e-6 * a.abs().max()
+
+
 def test_bytes_are_a_tenth_or_less() -> None:
     def net() -> tt.Sequential:
         return tt.Sequential(tt.LIF(784, 512), tt.LIF(512, 512), tt.LI(512, 10))

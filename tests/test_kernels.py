@@ -61,6 +61,37 @@ def test_known_outputs_are_taken_as_they_are(problem: Problem, other: bool) -> N
         same(came[0].state, forward.state)
 
 
+@several
+@given(problems(), st.booleans(), st.sampled_from([firing.Spike, firing.StrictSpike]), st.floats(0, 1))
+def test_windows_recalled_from_spikes_are_the_reference(
+    problem: Problem, usual: bool, emits: type[firing.Firing], activity: float
+) -> None:
+    """Whatever was emitted; the usual neuron has a kernel of its own."""
+    if usual:
+        problem.form, problem.start = Form(emits(problem.form.firing.surrogate)), State(problem.start.mem)  # type: ignore[call-arg]
+        problem.values = {name: problem.values[name] for name in ("beta", "threshold")}
+        problem.ahead = None if problem.ahead is None else State(problem.ahead.mem)
+    emitted = kernels.packed((torch.rand_like(problem.current) < activity).to(problem.current.dtype))
+    assert emitted is not None
+    wanted = [] if usual else [name for name in problem.values if name != "recurrent"]
+
+    def run() -> Any:
+        return kernels.recalled_reverse(
+            problem.ls,
+            problem.current.clone(),
+            emitted,
+            problem.start,
+            problem.values,
+            problem.form,
+            wanted,
+            problem.ahead,
+        )
+
+    came = run()
+    with kernels.reference():
+        same(came, run())
+
+
 def test_a_firing_of_ones_own_runs_the_reference() -> None:
     custom = surrogate.Custom(lambda u: (u > 0).to(u.dtype), lambda u: torch.exp(-u.abs()))
     values = {"beta": torch.tensor(0.5), "threshold": torch.tensor(1.0)}
@@ -97,7 +128,11 @@ def test_several_threads_compute_the_same() -> None:
         forward = kernels.spiking(current.clone(), start, values, Form(firing.Spike()))
         back = kernels.spiking_reverse(ls, forward.record, start, values, Form(firing.Spike()), ["beta"])
         traces = kernels.advance_bank(torch.zeros(64, 2, 300), current, torch.tensor([0.5, 0.9], dtype=torch.float64))
-        return forward.y, back.g, back.own["beta"], traces
+        emitted = kernels.packed(forward.y)
+        assert emitted is not None
+        again = kernels.recalled_reverse(ls, current.clone(), emitted, start, values, Form(firing.Spike()))
+        torch.testing.assert_close(again.g, back.g)
+        return forward.y, back.g, back.own["beta"], traces, again.g, again.leftover.mem
 
     one = run()
     threads = torch.get_num_threads()

@@ -47,6 +47,7 @@ import torch
 from torch import Tensor
 
 from .firing import Firing
+from .spikes import Spikes, unpacked
 
 Values = Mapping[str, Tensor]
 """Parameter values by name: "beta", "threshold", "alpha", "rho", "kappa", () or (m,); "recurrent", (m, m)."""
@@ -225,6 +226,32 @@ def spiking_reverse(
     first = State(run.g[0], None if run.leftover.cur is None else run.h[0] - form.gain_of(values) * run.g[0])
     own = {name: window.gradient(name, run, start) for name in wanted}
     return Reverse(run.h, first, run.leftover, own)
+
+
+def recalled_reverse(
+    ls: Tensor | None,
+    current: Tensor,
+    emitted: Spikes,
+    start: State,
+    values: Values,
+    form: Form,
+    wanted: Collection[str] = (),
+    ahead: State | None = None,
+) -> Reverse:
+    """Run a window backwards that was run before, of which there are the currents and the spikes that were emitted.
+
+    Args:
+        ls: (K, B, m) learning signal dL/dy; None for 0.
+        current: (K, B, m) input currents.
+        emitted: the output, (K, B, m).
+        start: the state that the window started with.
+        values: the parameters' values.
+        form: the kind of neuron.
+        wanted: the parameters whose gradients are asked for.
+        ahead: what is left over of a later window; None for 0.
+    """
+    record = spiking(current, start, values, form, unpacked(emitted, current.dtype)).record
+    return spiking_reverse(ls, record, start, values, form, wanted, ahead)
 
 
 class _Run(NamedTuple):

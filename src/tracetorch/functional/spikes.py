@@ -74,3 +74,20 @@ def product(spikes: Spikes, weight: Tensor, bias: Tensor | None = None) -> Tenso
 def weight_gradient(spikes: Spikes, g: Tensor) -> Tensor:
     """`sum g x^T` over steps and lanes, (m, n), for g (K, B, m)."""
     return g.flatten(0, 1).t() @ unpacked(spikes, g.dtype).flatten(0, 1)
+
+
+class GradientSum:
+    """The sum of the `weight_gradient` of one window or more, which come one by one."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+
+    def add(self, spikes: Spikes, g: Tensor) -> None:
+        """Add a window's."""
+        gradient = weight_gradient(spikes, g)
+        self._sum = gradient if self._sum is None else self._sum.add_(gradient)
+
+    def total(self) -> Tensor:
+        """(m, n); nothing can be added any more."""
+        assert self._sum is not None
+        return self._sum

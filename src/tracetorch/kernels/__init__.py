@@ -23,7 +23,7 @@ from ..functional import scan, spikes, trace
 from ..functional.scan import Form, Record, Reverse, Scan, State, Values
 from ..functional.spikes import Spikes
 from ..functional.trace import Stage
-from .forms import knows
+from .forms import is_usual, knows
 
 __all__ = [
     "advance_bank",
@@ -31,11 +31,14 @@ __all__ = [
     "advance_matrix",
     "carry_advanced",
     "carry_matrix",
+    "gradient_sum",
+    "is_usual",
     "knows",
     "li",
     "li_reverse",
     "packed",
     "product",
+    "recalled_reverse",
     "reference",
     "spikes_pay",
     "spiking",
@@ -142,6 +145,27 @@ def spiking_reverse(
     return ran
 
 
+def recalled_reverse(
+    ls: Tensor | None,
+    current: Tensor,
+    emitted: Spikes,
+    start: State,
+    values: Values,
+    form: Form,
+    wanted: Collection[str] = (),
+    ahead: State | None = None,
+) -> Reverse:
+    """See `functional.scan.recalled_reverse`; may use the memory of `current` for what it returns."""
+    kernels = cpu_for(current)
+    alone = not wanted and values.keys() == {"beta", "threshold"} and (ls is None or ls.ndim == 3)
+    if kernels is None or not alone or not is_usual(form) or not _fit(current, values, start):
+        record = spiking(current, start, values, form, unpacked(emitted, current.dtype)).record
+        return spiking_reverse(ls, record, start, values, form, wanted, ahead)
+    ls = None if ls is None else ls.contiguous()
+    ran: Reverse = kernels.recalled_reverse(ls, current.contiguous(), emitted, start, values, form, ahead)
+    return ran
+
+
 def li(current: Tensor, mem: Tensor, beta: Tensor) -> Tensor:
     """See `functional.scan.li`."""
     kernels = kernels_for(current)
@@ -241,6 +265,12 @@ def weight_gradient(window: Spikes, g: Tensor) -> Tensor:
     """See `functional.spikes.weight_gradient`."""
     kernels = cpu_for(g)
     return spikes.weight_gradient(window, g) if kernels is None else kernels.weight_gradient(window, g.contiguous())
+
+
+def gradient_sum(like: Tensor) -> spikes.GradientSum:
+    """See `functional.spikes.GradientSum`; for gradients of the dtype of `like`, on its device."""
+    kernels = cpu_for(like)
+    return spikes.GradientSum() if kernels is None else kernels.GradientSum()
 
 
 def carry_matrix(signal: Tensor, matrix: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def _count(builder: Any, number: Any, arguments: list[Any]) -> Any:  # noqa: ARG
 
 
 @_instruction(types.void, types.uint64, types.int64)
-def _spread(builder: Any, number: Any, arguments: list[Any]) -> None:
+def spread(builder: Any, number: Any, arguments: list[Any]) -> None:
     """A word as 64 numbers, at an address."""
     word, target = arguments
     _write(builder, builder.uitofp(_as_flags(builder, word), ir.VectorType(number, WORD)), target)
@@ -146,13 +146,16 @@ def _fold_column(builder: Any, number: Any, arguments: list[Any]) -> None:
 
 
 def _adding(vectors: int) -> Any:
-    """Add rows of a block of 64 to what is at an address, those that a word says; a row is so many vectors long."""
+    """Add rows of a block of 64 to what is at an address, those that a word says; a row is so many vectors long.
+
+    They are summed first, and the sum is added: long sums lose fewer digits.
+    """
 
     @_instruction(types.void, types.int64, types.int64, types.uint64)
     def _add(builder: Any, number: Any, arguments: list[Any]) -> None:
         block, target, word_0 = arguments
         width = vectors * VECTOR // _size(number)
-        total_0 = _read(builder, number, width, target)
+        total_0 = _constant(ir.VectorType(number, width), 0.0)
         before = builder.block
         body, after = builder.append_basic_block("rows"), builder.append_basic_block("added")
         builder.branch(body)
@@ -172,7 +175,7 @@ def _adding(vectors: int) -> Any:
             phi.add_incoming(first, before)
             phi.add_incoming(next_, body)
         builder.position_at_end(after)
-        _write(builder, total_1, target)
+        _write(builder, builder.fadd(_read(builder, number, width, target), total_1), target)
 
     return _add
 
@@ -341,9 +344,9 @@ def unpack(real: Any) -> Any:
                 count = min(WORD, last - bit)
                 word = _word_at(words, bit, count)
                 if count == WORD:
-                    _spread(word, out, zero)
+                    spread(word, out, zero)
                 else:
-                    _spread(word, rest.ctypes.data, zero)
+                    spread(word, rest.ctypes.data, zero)
                     part = carray(_pointer(out), count, real)
                     for j in range(count):
                         part[j] = rest[j]
@@ -511,14 +514,18 @@ def turn(_real: Any) -> Any:
 
 
 def gather_t(real: Any) -> Any:
-    """The gradient of weights, for a range of inputs, of the words of `turn`."""
+    """The gradient of weights, for a range of inputs, of the words of `turn`.
+
+    Where sums are kept it is added to these, not yet transposed: for each 512 bytes of outputs a row for each input,
+    for the last outputs a shorter one.
+    """
     size = np.dtype(real).itemsize
     side = VECTOR // size
 
     @_kernel
     def run(address: int) -> None:
-        a = carray(_pointer(address), 9, np.int64)
-        rows, n, m, begin, end, adds = a[0], a[1], a[2], a[3], a[4], a[5] != 0
+        a = carray(_pointer(address), 10, np.int64)
+        rows, n, m, begin, end, adds, kept = a[0], a[1], a[2], a[3], a[4], a[5] != 0, a[9]
         zero = real(0)
         scratch = np.empty((INPUTS + WORD + 2) * 8 * side, real)
         block = _aligned(scratch)
@@ -530,7 +537,8 @@ def gather_t(real: Any) -> Any:
             carray(_pointer(block), (WORD + 1) * width, real)[:] = zero
             for left in range(begin, end, INPUTS):
                 inputs = min(INPUTS, end - left)
-                carray(_pointer(total), inputs * width, real)[:] = zero
+                sums = carray(_pointer(total), inputs * width, real)
+                sums[:] = zero
                 for top in range(0, rows, WORD):
                     for r in range(min(WORD, rows - top)):
                         row = carray(_pointer(a[7] + ((top + r) * m + first) * size), columns, real)
@@ -541,12 +549,34 @@ def gather_t(real: Any) -> Any:
                     for j in range(inputs):
                         if words[j] != np.uint64(0):
                             _add(block, total + j * width * size, words[j], vectors, zero)
-                _transpose(total, width, inputs, columns, a[8] + (first * n + left) * size, n, size, adds, real)
+                if kept != 0:
+                    known = carray(_pointer(kept + (first * n + left * width) * size), inputs * width, real)
+                    for i in range(inputs * width):
+                        known[i] += sums[i]
+                else:
+                    _transpose(total, width, inputs, columns, a[8] + (first * n + left) * size, n, size, adds, real)
         scratch[0] = zero  # so that numba does not let go of it before: for it an address is no use
 
     return run
 
 
+def turn_back(real: Any) -> Any:
+    """The sums that `gather_t` kept as the gradient (m, n) of weights, for a range of inputs; may be added to it."""
+    size = np.dtype(real).itemsize
+    side = VECTOR // size
+
+    @_kernel
+    def run(address: int) -> None:
+        a = carray(_pointer(address), 7, np.int64)
+        n, m, begin, end, adds = a[0], a[1], a[2], a[3], a[4] != 0
+        for first in range(0, m, 8 * side):
+            width = _vectors(m - first, side) * side
+            source, target = a[5] + (first * n + begin * width) * size, a[6] + (first * n + begin) * size
+            _transpose(source, width, end - begin, min(width, m - first), target, n, size, adds, real)
+
+    return run
+
+
 KERNELS: dict[str, Callable[[Any], Any]] = {
-    kernel.__name__: kernel for kernel in (pack, unpack, fold_bits, panels, gather, turn, gather_t)
+    kernel.__name__: kernel for kernel in (pack, unpack, fold_bits, panels, gather, turn, gather_t, turn_back)
 }

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..functional.scan import Form, Record, Reverse, Scan, State, Values
 from ..functional.spikes import WORD, Spikes
+from ..functional.spikes import GradientSum as SumOfGradients
 from ..functional.trace import Stage
 from . import bits, loops, matrices, memory, products
 from .forms import FIRINGS, SURROGATES, add_recurrent, draws
@@ -410,6 +411,20 @@ def spiking_reverse(
     return Reverse(h, first, leftover, own)
 
 
+def recalled_reverse(
+    ls: Tensor | None, current: Tensor, emitted: Spikes, start: State, values: Values, form: Form, ahead: State | None
+) -> Reverse:
+    """`functional.scan.recalled_reverse` of a usual neuron, for its currents alone; g is written over these."""
+    steps, lanes, m = current.shape
+    size, constants = lanes * m, constants_of(form)
+    first, leftover = torch.empty_like(start.mem), torch.empty_like(start.mem)
+    table = [steps, size, m, 0, size, surrogate_code(form), constants.buffer_info()[0]]
+    tensors = (current, emitted.words, ls, start.mem, None if ahead is None else ahead.mem, leftover, first)
+    table += [*map(address, tensors), *parameters(values)[:4]]
+    run_in_parts("recalled_reverse", current.dtype, table, 3, BLOCK, steps * size)
+    return Reverse(current, State(first), State(leftover), {})
+
+
 def _recurrent_reverse(
     h: Tensor,
     weight: Tensor,
@@ -761,13 +776,50 @@ def _aligned(panels: Tensor) -> int:
 
 def gather_t(spikes: Spikes, g: Tensor, out: Tensor, add: bool = False) -> None:
     """The product of g^T and the rows of spikes, into `out` (m, n), or added to it; g (K B, m), both contiguous."""
-    m, n = out.shape
-    rows = spikes.rows
+    _gather_t(spikes, g, add, out.data_ptr(), 0)
+
+
+def _gather_t(spikes: Spikes, g: Tensor, add: bool, out: int, sums: int) -> None:
+    """The same, by addresses: into `out`, or, where that is 0, added to sums as the kernel keeps them."""
+    rows, n, m = spikes.rows, spikes.shape[2], g.shape[-1]
     turned = _words(-(-rows // WORD), n)
     table = [rows, spikes.shape[1], n, 0, n, spikes.words.data_ptr(), turned.data_ptr()]
     run_in_parts("turn", torch.float32, table, 3, WORD, rows * n // 4)
-    table = [rows, n, m, 0, n, add, turned.data_ptr(), g.data_ptr(), out.data_ptr()]
+    table = [rows, n, m, 0, n, add, turned.data_ptr(), g.data_ptr(), out, sums]
     run_in_parts("gather_t", g.dtype, table, 3, WORD, spikes.ones * m // 16)
+
+
+class GradientSum(SumOfGradients):
+    """`functional.spikes.GradientSum`: what comes the sparse way is transposed once, at the end."""
+
+    def __init__(self) -> None:
+        self._shape = (0, 0)  # m, n
+        self._dense: Tensor | None = None  # (m, n), of what came the dense way
+        self._sums: Tensor | None = None  # of what came the sparse way, as its kernel keeps them
+
+    def add(self, spikes: Spikes, g: Tensor) -> None:
+        """Add a window's."""
+        n, m = spikes.shape[2], g.shape[-1]
+        self._shape = m, n
+        if not sparse_gradient_pays(spikes.rows, n, m, spikes.ones, g.dtype):
+            self._dense = weight_gradient(spikes, g, self._dense, self._dense is not None)
+            return
+        if self._sums is None:
+            padded = -(-m // bits.VECTOR) * bits.VECTOR
+            self._sums = memory.empty((n * padded + bits.VECTOR,), g.dtype).zero_()
+        _gather_t(spikes, g, False, 0, _aligned(self._sums))
+
+    def total(self) -> Tensor:
+        """(m, n); nothing can be added any more."""
+        dense, sums = self._dense, self._sums
+        if sums is None:
+            assert dense is not None
+            return dense
+        m, n = self._shape
+        out = memory.empty((m, n), sums.dtype) if dense is None else dense
+        table = [n, m, 0, n, dense is not None, _aligned(sums), out.data_ptr()]
+        run_in_parts("turn_back", out.dtype, table, 2, WORD, out.numel())
+        return out
 
 
 def sparse_pays(rows: int, n: int, m: int, ones: int, dtype: torch.dtype) -> bool:

@@ -31,6 +31,12 @@ def knows(form: Form) -> bool:
     return type(form.firing) in FIRINGS and type(form.firing.surrogate) in SURROGATES
 
 
+def is_usual(form: Form) -> bool:
+    """Whether neurons of this form emit single spikes, subtracted at once, and take their currents as they come."""
+    emits_one = type(form.firing) in (firing.Spike, firing.StrictSpike) and knows(form)
+    return emits_one and form.reset == "subtract" and not form.delayed and not form.attached and form.gain == 1
+
+
 def add_recurrent(current: Tensor, given: Tensor, before: Tensor, weight: Tensor) -> None:
     """Add what recurrent weights give to all steps' currents (K, B, m), where all outputs are known."""
     m = current.shape[-1]

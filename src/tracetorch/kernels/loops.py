@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
+from ..functional.spikes import WORD
+from .bits import spread
 from .jit import kernel as _kernel
 from .jit import least_kept
 from .jit import loop as _loop
@@ -546,6 +548,59 @@ def spiking_reverse(real: Any) -> Any:
     return run
 
 
+def recalled_reverse(real: Any) -> Any:
+    """The usual neuron forwards, for outputs that are known as bits, and backwards; g is written over the currents.
+
+    Its membranes stay in the cache: they are those of one block.
+    """
+
+    @_kernel
+    def run(address: int) -> None:
+        a = carray(_pointer(address), 19, np.int64)
+        steps, size, m, begin, end, kind = a[0], a[1], a[2], a[3], a[4], a[5]
+        width = real(carray(_pointer(a[6]), 4, np.float64)[1])
+        window, ls = carray(_pointer(a[7]), steps * size, real), carray(_pointer(a[9]), steps * size, real)
+        mem_0, ahead = carray(_pointer(a[10]), size, real), carray(_pointer(a[11]), size, real)
+        leftover, first = carray(_pointer(a[12]), size, real), carray(_pointer(a[13]), size, real)
+        betas, thetas = carray(_pointer(a[14]), m, real), carray(_pointer(a[16]), m, real)
+        in_step = -(-size // WORD)
+        block, u = np.zeros((7, BLOCK), real), np.empty((steps, BLOCK), real)
+        beta, theta, v, y, psi, g, dv = block[0], block[1], block[2], block[3], block[4], block[5], block[6]
+        for start in range(begin, end, BLOCK):
+            n = min(BLOCK, end - start)
+            _fill(beta, betas, a[15], start, n, m)
+            _fill(theta, thetas, a[17], start, n, m)
+            load(v, mem_0, start, n)
+            for t in range(steps):
+                words = carray(_pointer(a[8] + (t * in_step + start // WORD) * 8), -(-n // WORD), np.uint64)
+                for k in range(len(words)):
+                    spread(words[k], y[k * WORD :].ctypes.data, real(0))
+                at = t * size + start
+                _plain_known_step(window[at : at + n], v, u[t], y, beta, theta, n)
+            dv[:] = 0
+            if a[11] != 0:
+                load(dv, ahead, start, n)
+            for t in range(steps - 1, -1, -1):
+                at = t * size + start
+                signal, sent = ls[at : at + n], window[at : at + n]
+                if a[9] != 0:
+                    _surrogate(psi, u[t], n, kind, width)
+                    for i in range(n):
+                        g[i] = psi[i] * signal[i] + dv[i]
+                        sent[i] = g[i]
+                        dv[i] = beta[i] * g[i]
+                else:
+                    for i in range(n):
+                        g[i] = dv[i]
+                        sent[i] = g[i]
+                        dv[i] = beta[i] * g[i]
+            store(first, start, g, n)
+            store(leftover, start, dv, n)
+        y[0] = real(0)  # so that numba does not let go of it before: for it an address is no use
+
+    return run
+
+
 def li(real: Any) -> Any:
     """Leaky integration forwards: `v_t = beta * v_{t-1} + J_t`."""
 
@@ -996,6 +1051,7 @@ KERNELS: dict[str, Callable[[Any], Any]] = {
     for kernel in (
         spiking,
         spiking_reverse,
+        recalled_reverse,
         li,
         li_reverse,
         advance,

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import kernels
 from ..functional.scan import Values
 from ..functional.spikes import Spikes
-from ..rules.base import Nodes, Tape
+from ..rules.base import Nodes, Recall, Tape
 
 if TYPE_CHECKING:
     from .layer import Layer
@@ -34,18 +34,20 @@ class CompactTape(NamedTuple):
         """The tape."""
         spikes = self.x if isinstance(self.x, Spikes) and self.layer._is_plain() else None
         x: Any = _Once(self.input)
-        return OpenedTape(x, _Once(self.record), self.start, self.values, self.nodes, self.decay, spikes)
+        return OpenedTape(x, _Recalled(self), self.start, self.values, self.nodes, self.decay, spikes)
 
     def input(self) -> Tensor:
         """The input as numbers."""
         return kernels.unpacked(self.x, self.layer.weight.dtype) if isinstance(self.x, Spikes) else self.x
 
+    def current(self) -> Tensor:
+        """The input currents."""
+        return self.layer.current(self.x if self.layer._is_plain() else self.input())
+
     def record(self) -> Any:
         """The neuron's record."""
-        layer = self.layer
-        y = None if self.y is None else kernels.unpacked(self.y, layer.weight.dtype)
-        x = self.x if layer._is_plain() else self.input()
-        return layer.neuron.recall(self.values, layer.current(x), self.start, y)
+        y = None if self.y is None else kernels.unpacked(self.y, self.layer.weight.dtype)
+        return self.layer.neuron.recall(self.values, self.current(), self.start, y)
 
     def tensors(self) -> list[Tensor]:
         """What is kept of the window."""
@@ -65,6 +67,14 @@ class _Once:
         return self.known
 
 
+class _Recalled(_Once):
+    """The neuron's record, likewise."""
+
+    def __init__(self, tape: CompactTape) -> None:
+        super().__init__(tape.record)
+        self.tape = tape
+
+
 class OpenedTape(Tape):
     """A tape of which input and record are computed when they are first looked at."""
 
@@ -78,6 +88,13 @@ class OpenedTape(Tape):
     def record(self) -> Any:
         """The neuron's own."""
         return _looked_at(self[1])
+
+    def recall(self) -> Recall | None:
+        """What the record would be computed from, unless it is there already."""
+        record: Any = self[1]
+        if not isinstance(record, _Recalled) or record.known is not None or record.tape.y is None:
+            return None
+        return Recall(record.tape.current(), record.tape.y)
 
 
 def _looked_at(part: Any) -> Any:

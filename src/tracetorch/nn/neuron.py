@@ -119,6 +119,8 @@ class LINeuron(MembraneNeuron):
 
     def reverse(self, tape: Tape, ls: Tensor | None, wanted: Collection[str], ahead: State | None = None) -> Reverse:
         """The window backwards."""
+        if ls is None and not wanted:
+            ls = tape.start.mem.new_zeros(tape.steps, *tape.start.mem.shape)
         if ls is not None and ls.ndim == 3 and not wanted:
             ls = ls.contiguous()  # in the place of the membranes, which only dL/dbeta needs
             return kernels.li_reverse(ls, ls, tape.start, tape.values["beta"], ahead)._replace(own={})

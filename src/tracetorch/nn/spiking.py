@@ -14,6 +14,8 @@ from ..functional.scan import Form, Record, Reverse, Scan, State, Values
 from ..functional.trace import Stage
 from ..rules.base import Tape
 
+_MEMBRANE = {"beta", "threshold"}  # the parameters of a neuron that is a membrane alone
+
 
 class SpikingNeuron:
     """A neuron of `functional.scan`: what it is made of follows from its form and the names of its parameters.
@@ -57,7 +59,10 @@ class SpikingNeuron:
         return record
 
     def reverse(self, tape: Tape, ls: Tensor | None, wanted: Collection[str], ahead: Any = None) -> Reverse:
-        """The window backwards."""
+        """The window backwards; a membrane that nothing else looks at is not kept where it must be computed again."""
+        recall = tape.recall() if not wanted and self.parameters == _MEMBRANE else None
+        if recall is not None:
+            return kernels.recalled_reverse(ls, *recall, tape.start, tape.values, self.form, wanted, ahead)
         return kernels.spiking_reverse(ls, tape.record, tape.start, tape.values, self.form, wanted, ahead)
 
     def chain(self, values: Values, name: str) -> tuple[Stage, ...]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernels
-from ..functional.firing import Spike, StrictSpike
 from ..functional.scan import Record, State, Values
 from ..functional.spikes import Spikes
 from ..rules import InputTrace, Rule, Truncated
@@ -33,10 +32,7 @@ def is_usual(layer: Layer) -> bool:
     if not layer._is_plain() or len(layer._parameters) > 1 or layer.recurrent:  # besides `recurrent_weight`, None
         return False
     if type(neuron) is SpikingNeuron:
-        form = neuron.form
-        plain = form.reset == "subtract" and not form.delayed and not form.attached and form.gain == 1
-        known = type(form.firing) in (Spike, StrictSpike) and kernels.knows(form)
-        good = neuron.parameters == {"beta", "threshold"} and plain and known
+        good = neuron.parameters == {"beta", "threshold"} and kernels.is_usual(neuron.form)
     else:
         good = type(neuron) is LINeuron
     if not good or rule.feedback != "symmetric" or not any(_is_as(rule, known) for known in (InputTrace, Truncated)):

@@ -12,17 +12,18 @@ step before it). Rules that hand one down write it as `sum_g c_g q_g^k` (see `fu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from .. import kernels
 from ..functional import rate
 from ..functional.bank import Bank
 from ..functional.scan import Reverse, Values
-from ..functional.spikes import Spikes, joined
+from ..functional.spikes import GradientSum, Spikes, joined
 from ..functional.trace import Stage
 
 Gradients = dict[str, Tensor]
@@ -64,6 +65,13 @@ class ModelDecays(NamedTuple):
     others: bool  # whether there are layers with a beta per neuron, or a learned one
 
 
+class Recall(NamedTuple):
+    """What a spiking neuron's record can be computed from, besides what the tape keeps."""
+
+    current: Tensor  # (K, B, m) input currents
+    emitted: Spikes  # (K, B, m)
+
+
 class Tape(NamedTuple):
     """What a layer keeps of a window."""
 
@@ -74,6 +82,15 @@ class Tape(NamedTuple):
     nodes: Nodes
     decay: Tensor | None = None  # () or (n,): the rule's own trace decay, where it has one
     spikes: Spikes | None = None  # the input as bits too, where it is known to be all spikes
+
+    @property
+    def steps(self) -> int:
+        """K."""
+        return len(self.x) if self.spikes is None else self.spikes.shape[0]
+
+    def recall(self) -> Recall | None:
+        """None: the record is there; it is not with a tape that is kept in fewer bytes."""
+        return None
 
     def opened(self) -> Tape:
         """Itself; a tape that is kept in fewer bytes opens to a `Tape`."""
@@ -334,10 +351,13 @@ class Rule:
         gradients: Gradients = {}
         ls_below: list[Tensor | None] = []
         runs: list[Reverse] = []
-        for part, signals in _opened(segments, ls):
-            runs = _reverse(layer.neuron, part, signals, own, runs[0].leftover if runs else None)
+        parts = _parts(segments)
+        sums: dict[str, GradientSum] | None = {} if len(parts) > 1 else None
+        for begin, end in parts:
+            part = [segment._replace(tape=segment.tape.opened()) for segment in segments[begin:end]]
+            runs = _reverse(layer.neuron, part, ls[begin:end], own, runs[0].leftover if runs else None)
             g = _together([run.g for run in runs])
-            found = map_gradients(layer, _inputs(layer, [segment.tape for segment in part]), g)
+            found = map_gradients(layer, _inputs(layer, [segment.tape for segment in part]), g, sums)
             if layer.wants("bias"):
                 found["bias"] = g.sum((0, 1))
             for name in own:
@@ -347,27 +367,28 @@ class Rule:
             if wanted.signal:
                 below_part = list(torch.split(layer.transpose(g), [segment.steps for segment in part]))
             ls_below = below_part + ls_below
+        _add(gradients, {name: total.total() for name, total in (sums or {}).items()})
         border = Border(runs[0].first, runs[0].leftover, above, latest.nodes)
         carried, below = self.carry(layer, traces, border, wanted.adjoint)
         _add(gradients, carried)
         return Backward(gradients, ls_below, below)
 
 
-def _opened(
-    segments: Sequence[Segment], ls: Sequence[Tensor | None]
-) -> Iterator[tuple[list[Segment], Sequence[Tensor | None]]]:
-    """The segments with their tapes opened, and their signals, from the last to the first.
+def _parts(segments: Sequence[Segment]) -> list[tuple[int, int]]:
+    """The segments as ranges whose tapes are opened together, from the last to the first.
 
     Those that are open anyway come together; others one by one, so that there is never more than one of them.
     """
+    parts = []
     end = len(segments)
     while end > 0:
         begin = end - 1
         if isinstance(segments[begin].tape, Tape):
             while begin > 0 and isinstance(segments[begin - 1].tape, Tape):
                 begin -= 1
-        yield [segment._replace(tape=segment.tape.opened()) for segment in segments[begin:end]], ls[begin:end]
+        parts.append((begin, end))
         end = begin
+    return parts
 
 
 def _add(gradients: Gradients, found: Gradients) -> None:
@@ -431,13 +452,23 @@ def map_numbers(layer: LayerLike, tape: Tape) -> dict[str, Tensor]:
     return {name: tape.x if isinstance(x, Spikes) else x for name, x in map_inputs(layer, tape).items()}
 
 
-def map_gradients(layer: LayerLike, inputs: Mapping[str, Tensor | Spikes], g: Tensor) -> Gradients:
-    """`sum g input^T` over all leading dimensions, for those of the matrices that are wanted."""
+def map_gradients(
+    layer: LayerLike,
+    inputs: Mapping[str, Tensor | Spikes],
+    g: Tensor,
+    sums: dict[str, GradientSum] | None = None,
+) -> Gradients:
+    """`sum g input^T` over all leading dimensions, for those of the matrices that are wanted.
+
+    With `sums`, what spikes give is added to these, and is not returned.
+    """
     gradients: Gradients = {}
     for name, taken in inputs.items():
         if not layer.wants(name):
             continue
-        if name == "weight" or isinstance(taken, Spikes):
+        if sums is not None and isinstance(taken, Spikes):
+            sums.setdefault(name, kernels.gradient_sum(g)).add(taken, g.contiguous())
+        elif name == "weight" or isinstance(taken, Spikes):
             gradients[name] = layer.weight_gradient(taken, g)
         else:
             gradients[name] = g.flatten(0, -2).t() @ taken.flatten(0, -2)

@@ -79,7 +79,7 @@ def advance_own(layer: LayerLike, old: OwnTraces, tape: Tape) -> OwnTraces:
         else:
             new[name] = kernels.advance_bank(old[name], taken, tape.nodes.own)
     if "bias" in old:
-        ones = old["bias"].new_ones(len(tape.x), 1, 1).expand(-1, *old["bias"][:, 0].shape)
+        ones = old["bias"].new_ones(tape.steps, 1, 1).expand(-1, *old["bias"][:, 0].shape)
         new["bias"] = kernels.advance_chain(old["bias"], ones, chain, kept)
     for name in own_parameters(layer, layer.learns):
         own = neuron.chain(values, name)
