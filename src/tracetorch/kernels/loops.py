@@ -908,8 +908,8 @@ def step(real: Any) -> Any:
 def step_reverse(real: Any) -> Any:
     """The same backwards: the gradients of weights and bias, and dL/dx.
 
-    The table: how many layers, from the last to the first; whether the learning signal was not finite, which is
-    written, and then nothing else; whether to look; then each layer's own.
+    The table: how many layers, from the last to the first; whether the learning signal is finite, which is written,
+    and where it is not then nothing else; whether to look; then each layer's own.
     """
 
     @_kernel
@@ -933,8 +933,8 @@ def step_reverse(real: Any) -> Any:
             d_weight, d_bias = carray(_pointer(a[12]), m * n, real), carray(_pointer(a[15]), m, real)
             below = carray(_pointer(a[14]), lanes * n, real)
             if layer == 0 and head[2] != 0:
-                head[1] = _strangeness(ls, lanes * m) != real(0)
-                if head[1] != 0:
+                head[1] = _strangeness(ls, lanes * m) == real(0)
+                if head[1] == 0:
                     return
             g, taken_ = np.empty(lanes * m, real), np.empty(lanes * n, real)
             if kind >= 0:

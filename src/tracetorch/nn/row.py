@@ -30,7 +30,7 @@ from . import streaming
 from .state import LayerState
 from .streaming import Call, LayerPlan, Plans, Remembered
 from .usual import Link, Place, PlaceTape, Scratch
-from .watch import KEPT, Watch
+from .watch import KEPT, Gradients, Watch
 
 if TYPE_CHECKING:
     from .layer import Layer
@@ -40,6 +40,10 @@ FUSED_LANES = 4  # up to which a single step has a kernel of its own
 CHAINED_WEIGHTS = 2**19  # of a layer, up to which a window of few rows is run in a single call, by one thread;
 CHAINED_PRODUCTS = 2**22  # and up to so many times its rows where torch has several
 SHAPES = 2  # numbers of steps and lanes for which buffers are kept
+
+
+_Entry = tuple[Any, int]  # of a table
+_requires_grad = operator.attrgetter("requires_grad")
 
 
 class Start(NamedTuple):
@@ -128,20 +132,22 @@ class Binding:
 
 
 class Backwards(NamedTuple):
-    """What windows of few rows do backwards in a single call."""
+    """What single steps and windows of few rows do backwards, in a single call."""
 
-    chain: Any
-    finite: Any  # the job that looks at the signal
-    top: Any  # the reverse scan that takes it
-    targets: list[tuple[Tensor, Any, int]]  # the jobs that write gradients, and where their tables say where to
-    below: Any  # the job that writes dL/dx; None where that is not asked for
+    job: Any
+    signals: list[_Entry]  # where it stands where dL/dy is
+    finite: _Entry  # where it stands afterwards whether that is finite
+    targets: list[tuple[Tensor, _Entry]]  # the parameters from below, and where it stands where their gradients go
+    below: _Entry | None  # where it stands where dL/dx goes; None where that is not asked for
 
-    def run(self, ls: Tensor, ls_at: int, cpu: Any, check: bool) -> bool:
+    def run(self, ls: Tensor, check: bool) -> bool:
         """Whether it was run: not where `check` and ls is not finite."""
-        finite, top, chain = self.finite.table, self.top.table, self.chain
-        finite[cpu.FINITE_OF], top[ls_at] = ls.data_ptr(), ls.data_ptr()
-        chain.kernel(chain.place)
-        return not check or finite[cpu.FINITE] != 0
+        place = ls.data_ptr()
+        for table, at in self.signals:
+            table[at] = place
+        self.job.kernel(self.job.place)
+        table, at = self.finite
+        return not check or table[at] != 0
 
 
 class Buffers:
@@ -160,13 +166,10 @@ class Buffers:
         self.places = [Place(link, steps, lanes) for link in links]
         self.bindings: dict[Buffers | None, Binding] = {}  # by the buffers before; None where streams begin
         self.take: Any = None  # what copies the input of few rows, and says whether it is finite
-        self.reverse: Any = None  # the job of a single step
-        self.adds_to: list[Any] | None = None  # the gradients that its table says are added to
+        self.adds_to: list[Any] | None = None  # where the tables for it say that gradients go
         self.reverses: list[Any] = []  # those of a window
         self.biases: list[Any] = []  # likewise, of the biases' gradients
-        self.gradients: list[list[Any]] = []  # and of the weights', of few rows
-        self.backwards: dict[tuple[bool, ...], Backwards] = {}  # one after the other, by what there is to do
-        self.latest: Backwards | None = None  # of these
+        self.backwards: dict[tuple[bool, ...], Backwards] = {}  # by what there is to do
 
     def starts(self) -> list[Start]:
         """Where the next call goes on from."""
@@ -188,20 +191,11 @@ class Pair:
             parts = list(zip(links, buffers.places, self.scratch, strict=True))
             if not buffers.wide:
                 buffers.take = cpu.take_job(buffers.places[0].numbers())
-            if buffers.single:
-                words = [
-                    word
-                    for link, place, scratch in reversed(parts)
-                    for word in link.step_back_words(cpu, place, scratch)
-                ]
-                buffers.reverse = cpu.Job("step_reverse", buffers.dtype, [len(parts), 0, 0, 0, *words])
-            else:
+            if not buffers.single:
                 buffers.reverses = [link.reverse_job(cpu, place, scratch) for link, place, scratch in parts]
                 buffers.biases = [
                     cpu.bias_job(scratch.total, scratch.leftover, place.trace("bias")) for _, place, scratch in parts
                 ]
-            if buffers.chained:
-                buffers.gradients = [link.gradient_jobs(cpu, place, scratch) for link, place, scratch in parts]
 
 
 class Row:
@@ -465,9 +459,10 @@ class Row:
         left = buffers.left
         if left is None or left.call is not call or not self.watch.has_its_weights(left.kept):
             return None
-        gradients = None if input_signal else self.watch.gradients(model.check_finite)
-        if gradients is not None and gradients == buffers.adds_to:
-            return (None,) if self._add_again(ls.contiguous(), buffers, model.check_finite) else None
+        check, in_one_call = model.check_finite, buffers.single or buffers.chained
+        gradients = self.watch.gradients() if in_one_call and not input_signal else None
+        if gradients is not None:
+            return (None,) if self._sum_into(gradients, ls.contiguous(), buffers, check) else None
         if not all(map(Link.may_add, self.links)):
             return None
         below = None
@@ -484,23 +479,26 @@ class Row:
             made[id(parameter)] = parameter, memory.empty_like(parameter)
             return made[id(parameter)][1], False
 
-        if not self._reverse(ls.contiguous(), buffers, room, below, model.check_finite):
+        if not self._reverse(ls.contiguous(), buffers, room, below, check):
             return None
         for parameter, grad in made.values():
             parameter.grad = grad
-        if buffers.single or buffers.chained:
-            buffers.adds_to = gradients
         return (None if below is None else call.unfold(below),)
 
-    def _add_again(self, ls: Tensor, buffers: Buffers, check: bool) -> bool:
-        """What was done before in a single call, with another signal."""
-        if buffers.latest is not None:
-            return buffers.latest.run(ls, self.links[-1].ls_at, self.cpu, check)
-        reverse = buffers.reverse
-        table = reverse.table
-        table[1], table[2], table[self.ls_at] = 0, check, ls.data_ptr()
-        reverse.kernel(reverse.place)
-        return not table[1]
+    def _sum_into(self, gradients: Gradients, ls: Tensor, buffers: Buffers, check: bool) -> bool:
+        """What `_reverse` does where the gradients of all parameters are asked for, and nothing else."""
+        backwards = self._backwards(buffers, 0, False, check)
+        into = [*gradients.places, check]
+        if buffers.adds_to != into or not gradients.are_there:
+            buffers.adds_to = into if gradients.are_there else None
+            for (_, (table, at)), place in zip(backwards.targets, gradients.places, strict=True):
+                table[at], table[at + 1] = place, gradients.are_there
+        if not backwards.run(ls, check):
+            return False
+        if not gradients.are_there:
+            for parameter, gradient in zip(self.watch.tensors, gradients.each, strict=True):
+                parameter.grad = gradient
+        return True
 
     def ran(self, segment: Segment) -> bool:
         """Whether this is the tape of the latest call."""
@@ -539,10 +537,15 @@ class Row:
             lowest += 1
         if lowest == len(self.links):
             return not check or bool(self.cpu.is_finite(ls))
-        if buffers.single:
-            return self._step_reverse(ls, buffers, lowest, room, below, check)
-        if buffers.chained:
-            return self._chain_reverse(ls, buffers, lowest, room, below, check)
+        if buffers.single or buffers.chained:
+            backwards, buffers.adds_to = self._backwards(buffers, lowest, below is not None, check), None
+            for parameter, (table, at) in reversed(backwards.targets):  # in the order in which they are written
+                out, table[at + 1] = room(parameter)
+                table[at] = out.data_ptr()
+            if below is not None and backwards.below is not None:
+                table, at = backwards.below
+                table[at] = below.data_ptr()
+            return backwards.run(ls, check)
         each = self.pairs[buffers.steps, buffers.lanes].scratch
         if check and not self.cpu.is_finite(ls):
             return False
@@ -565,49 +568,59 @@ class Row:
                 torch.mm(scratch.window, link.w, out=below.view(-1, link.n))
         return True
 
-    def _chain_reverse(
-        self,
-        ls: Tensor,
-        buffers: Buffers,
-        lowest: int,
-        room: Callable[[Tensor], tuple[Tensor, bool]],
-        below: Tensor | None,
-        check: bool,
-    ) -> bool:
-        buffers.adds_to = None
-        todo = check, below is not None, *(parameter.requires_grad for parameter in self.watch.tensors)
-        backwards = buffers.backwards.get(todo)
-        if backwards is None:
-            backwards = buffers.backwards[todo] = self._backwards(buffers, lowest, below is not None, check)
-        for parameter, job, at in backwards.targets:
-            out, job.table[at + 1] = room(parameter)
-            job.table[at] = out.data_ptr()
-        if below is not None:
-            backwards.below.table[self.cpu.OUTER_OUT] = below.data_ptr()
-        buffers.latest = backwards
-        return backwards.run(ls, self.links[-1].ls_at, self.cpu, check)
-
     def _backwards(self, buffers: Buffers, lowest: int, wanted: bool, check: bool) -> Backwards:
+        todo = check, wanted, *map(_requires_grad, self.watch.tensors)
+        known = buffers.backwards.get(todo)
+        if known is None:
+            make = self._step_backwards if buffers.single else self._window_backwards
+            known = buffers.backwards[todo] = make(buffers, lowest, wanted, check)
+        return known
+
+    def _window_backwards(self, buffers: Buffers, lowest: int, wanted: bool, check: bool) -> Backwards:
         cpu, each = self.cpu, self.pairs[buffers.steps, buffers.lanes].scratch
-        finite = cpu.finite_job(each[-1].ls.numel(), self.dtype)
+        finite, top = cpu.finite_job(each[-1].ls.numel(), self.dtype), buffers.reverses[-1]
         jobs: list[Any] = [(finite, cpu.FINITE)] if check else []
-        targets: list[tuple[Tensor, Any, int]] = []
+        targets: list[tuple[Tensor, _Entry]] = []
         below = None
         for i in range(len(self.links) - 1, lowest - 1, -1):
             link, scratch = self.links[i], each[i]
             jobs.append(buffers.reverses[i])
+            of_layer = []
             if link.weight.requires_grad:
-                jobs += buffers.gradients[i]
-                targets.append((link.weight, jobs[-1], cpu.OUTER_OUT))
+                jobs += link.gradient_jobs(cpu, buffers.places[i], scratch)
+                of_layer.append((link.weight, (jobs[-1].table, cpu.OUTER_OUT)))
             if link.bias is not None and link.bias.requires_grad:
                 jobs.append(buffers.biases[i])
-                targets.append((link.bias, jobs[-1], cpu.BIAS_OUT))
+                of_layer.append((link.bias, (jobs[-1].table, cpu.BIAS_OUT)))
+            targets = of_layer + targets
             if i > lowest:
                 jobs.append(cpu.outer_job(scratch.window, link.w, each[i - 1].ls_rows))
             elif wanted:
-                below = cpu.outer_job(scratch.window, link.w)
-                jobs.append(below)
-        return Backwards(cpu.Chain(jobs), finite, buffers.reverses[-1], targets, below)
+                jobs.append(cpu.outer_job(scratch.window, link.w))
+                below = jobs[-1].table, cpu.OUTER_OUT
+        signals = [(finite.table, cpu.FINITE_OF), (top.table, self.links[-1].ls_at)]
+        return Backwards(cpu.Chain(jobs), signals, (finite.table, cpu.FINITE), targets, below)
+
+    def _step_backwards(self, buffers: Buffers, lowest: int, wanted: bool, check: bool) -> Backwards:
+        cpu, each = self.cpu, self.pairs[1, buffers.lanes].scratch
+        layers = range(len(self.links) - 1, lowest - 1, -1)
+        words = [len(layers), 0, check, 0]
+        for i in layers:
+            words += self.links[i].step_back_words(cpu, buffers.places[i], each[i])
+        job = cpu.Job("step_reverse", buffers.dtype, words)
+        at = cpu.STEP_HEAD
+        targets: list[tuple[Tensor, _Entry]] = []
+        for i in layers:
+            of_layer = []
+            for parameter, where in zip((self.links[i].weight, self.links[i].bias), cpu.STEP_GRADIENTS, strict=True):
+                if parameter is not None and parameter.requires_grad:
+                    of_layer.append((parameter, (job.table, at + where)))
+            targets = of_layer + targets
+            if i > lowest:
+                job.table[at + cpu.STEP_BELOW] = each[i - 1].ls.data_ptr()
+            at += cpu.STEP_TABLE
+        below = (job.table, at - cpu.STEP_TABLE + cpu.STEP_BELOW) if wanted else None
+        return Backwards(job, [(job.table, cpu.STEP_HEAD + cpu.STEP_LS)], (job.table, 1), targets, below)
 
     def _weight_gradient(
         self, link: Link, place: Place, scratch: Scratch, begins: bool, out: Tensor, add: bool
@@ -632,31 +645,6 @@ class Row:
             self.cpu.weight_gradient(place.spikes, scratch.window, out, add)
         else:
             _product(scratch.window.t(), place.numbers().view(-1, link.n), out, add)
-
-    def _step_reverse(
-        self,
-        ls: Tensor,
-        buffers: Buffers,
-        lowest: int,
-        room: Callable[[Tensor], tuple[Tensor, bool]],
-        below: Tensor | None,
-        check: bool,
-    ) -> bool:
-        cpu, job, scratch = self.cpu, buffers.reverse, self.pairs[1, buffers.lanes].scratch
-        buffers.adds_to = None
-        table, at = job.table, cpu.STEP_HEAD
-        table[0], table[1], table[2] = len(self.links) - lowest, 0, check
-        table[self.ls_at] = ls.data_ptr()
-        for i in range(len(self.links) - 1, lowest - 1, -1):
-            for parameter, where in zip((self.links[i].weight, self.links[i].bias), cpu.STEP_GRADIENTS, strict=True):
-                table[at + where] = 0
-                if parameter is not None and parameter.requires_grad:
-                    out, add = room(parameter)
-                    table[at + where], table[at + where + 1] = out.data_ptr(), add
-            table[at + cpu.STEP_BELOW] = scratch[i - 1].ls.data_ptr() if i > lowest else cpu.address(below)
-            at += cpu.STEP_TABLE
-        job.run()
-        return not table[1]
 
 
 def _traces(cpu: Any, start: Start, place: Place) -> list[int]:

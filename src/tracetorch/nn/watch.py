@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from ..kernels import memory
+
 if TYPE_CHECKING:
     from .usual import Link
 
 KEPT = "_state", "_segments"  # of each layer, what a call leaves there
 
 _Entry = tuple[dict[str, Any], str, Any]  # of a dictionary
-_version, _surrogate, _grad, _requires_grad = map(attrgetter, ("_version", "surrogate", "grad", "requires_grad"))
+_version, _surrogate, _dtype = map(attrgetter, ("_version", "surrogate", "dtype"))
+_grad, _requires_grad = map(attrgetter, ("grad", "requires_grad"))
 
 
 class _Entries(NamedTuple):
@@ -34,6 +37,19 @@ def _entries(fixed: Iterable[_Entry], kept: Iterable[_Entry]) -> _Entries:
     """The last ones are `kept`, of which the values are said when it is asked."""
     dictionaries, keys, _ = map(list, zip(*fixed, *kept, strict=True))
     return _Entries(dictionaries, keys, [value for _, _, value in fixed])
+
+
+class Gradients(NamedTuple):
+    """Those of all parameters of a row."""
+
+    each: list[Tensor]
+    places: list[int]
+    are_there: bool  # and are added to; new ones are not yet those of the parameters
+
+
+def _takes_its_own(parameter: Tensor) -> bool:
+    """Whether a gradient has the parameter's dtype."""
+    return getattr(parameter, "grad_dtype", parameter.dtype) in (parameter.dtype, None)
 
 
 class Watch:
@@ -69,6 +85,8 @@ class Watch:
         self.lay = self._lie()
         self.counts = [*map(_version, self.buffers), *map(len, self.attributes)]
         self.surrogates = [*map(_surrogate, self.firings)]
+        self.shares = len({*map(id, self.tensors)}) < len(self.tensors)
+        self.lie_like = [*map(Tensor.stride, self.tensors), *map(_dtype, self.tensors)]  # what gradients must
 
     def has_its_weights(self, kept: Iterable[Any]) -> bool:
         """Whether weights and biases are those that they were, and lie where they lay.
@@ -105,11 +123,21 @@ class Watch:
             *map(Tensor.stride, self.matrices),
         ]
 
-    def gradients(self, *more: Any) -> list[Any] | None:
-        """Where the gradients lie, which parameters learn, and more; None where one has no gradient, or none learns."""
-        each, learning = [*map(_grad, self.tensors)], [*map(_requires_grad, self.tensors)]
+    def gradients(self) -> Gradients | None:
+        """The gradients of all parameters: what there is, or new ones where there is none.
+
+        None where there are some, or a kernel may not write to them, or a parameter is frozen or has two places.
+        """
+        if self.shares or not all(map(_requires_grad, self.tensors)):
+            return None
+        each = [*map(_grad, self.tensors)]
+        if each[0] is None:
+            if any(gradient is not None for gradient in each) or not all(map(_takes_its_own, self.tensors)):
+                return None
+            each = [*map(memory.empty_like, self.tensors)]
+            return Gradients(each, [*map(Tensor.data_ptr, each)], False)
         try:
-            lie = [*map(Tensor.data_ptr, each), *map(Tensor.stride, each)]
+            lie = [*map(Tensor.stride, each), *map(_dtype, each)]
+            return Gradients(each, [*map(Tensor.data_ptr, each)], True) if lie == self.lie_like else None
         except (TypeError, RuntimeError):  # of None, of a sparse one
             return None
-        return [*lie, *learning, *more] if True in learning else None
