@@ -26,7 +26,7 @@ from ..functional.scan import Form, Record, Reverse, Scan, State, Values
 from ..functional.spikes import WORD, Spikes
 from ..functional.spikes import GradientSum as SumOfGradients
 from ..functional.trace import Stage
-from . import bits, loops, matrices, memory, products
+from . import bits, loops, matrices, memory, products, steps
 from .forms import FIRINGS, SURROGATES, add_recurrent, draws
 
 ENTRIES_FOR_THREADS = 2**18  # steps times neurons and lanes, from which several threads are faster than one
@@ -37,14 +37,14 @@ _RESETS = {"subtract": loops.SUBTRACT, "zero": loops.ZERO, "none": loops.NONE}
 _TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 _OWN = ("beta", "alpha", "threshold", "kappa", "rho")  # in the order of the table
 
-_KERNELS = loops.KERNELS | bits.KERNELS | matrices.KERNELS | products.KERNELS
+_KERNELS = loops.KERNELS | bits.KERNELS | matrices.KERNELS | products.KERNELS | steps.KERNELS
 
 DTYPES = frozenset(_TYPES)
 BLOCK = loops.BLOCK
 ROWS_AT_ONCE = 256  # of spikes as numbers, for dense products: they stay in the second-level cache
 
 # where things stand in tables: those of layers in a single step, y in a forward scan, the signal in reverse scans
-STEP_HEAD, STEP_TABLE = loops.STEP_HEAD, loops.STEP_TABLE
+STEP_HEAD, STEP_TABLE = steps.STEP_HEAD, steps.STEP_TABLE
 STEP_GIVEN, STEP_Y, STEP_LS, STEP_BELOW = 4, 11, 10, 14
 STEP_GRADIENTS = 12, 15  # of weight and bias, each before whether it is added to
 Y_AT, LS_AT, LI_LS_AT = 11, 15, 5  # y stands at the same place for LI

@@ -33,8 +33,6 @@ SPIKE, STRICT, MULTI, GRADED, DRAWN = range(5)
 ARCTAN, FAST_SIGMOID, TRIANGLE, SIGMOID, EXPONENTIAL, LOGISTIC = range(6)
 SUBTRACT, ZERO, NONE = range(3)
 
-STEP_HEAD, STEP_TABLE = 4, 24  # integers in the tables of `step` and `step_reverse`
-
 
 @_loop
 def _fill(block: Any, values: Any, step: int, start: int, n: int, m: int) -> None:
@@ -99,7 +97,7 @@ def _count(s: Any, y: Any, n: int, firing: int) -> None:
 
 
 @_loop
-def _surrogate(psi: Any, u: Any, n: int, kind: int, width: float) -> None:
+def surrogate(psi: Any, u: Any, n: int, kind: int, width: float) -> None:
     """psi(u), where u may be psi itself."""
     one, zero = psi.dtype.type(1), psi.dtype.type(0)
     narrow = one / width
@@ -136,9 +134,9 @@ def _slopes(
     if firing == MULTI:
         for i in range(n):
             psi[i] = u[i] - min(max(np.rint(u[i] / theta[i]), zero), most - one) * theta[i]
-        _surrogate(psi, psi, n, kind, width)
+        surrogate(psi, psi, n, kind, width)
     else:
-        _surrogate(psi, u, n, kind, width)
+        surrogate(psi, u, n, kind, width)
     for i in range(n):
         counted[i] = psi[i]
     if firing == GRADED:
@@ -316,7 +314,7 @@ def _plain_reverse_step(
     """The usual neuron: g_t into `g`, psi_t * ls_t into `e`, the membrane's gradient before the step into `dv`."""
     zero = dv.dtype.type(0)
     if has_ls:
-        _surrogate(psi, u, n, kind, width)
+        surrogate(psi, u, n, kind, width)
         for i in range(n):
             e[i] = psi[i] * ls[i]
             g[i] = e[i] + dv[i]
@@ -421,7 +419,7 @@ def spiking_reverse(real: Any) -> Any:
                 if plainest:
                     row = t * out_step + start
                     signal, sent = ls[t * ls_step + start : t * ls_step + start + n], out[row : row + n]
-                    _surrogate(psi, us[at : at + n], n, kind, width)
+                    surrogate(psi, us[at : at + n], n, kind, width)
                     for i in range(n):
                         g[i] = psi[i] * signal[i] + dv[i]
                         sent[i] = g[i]
@@ -584,7 +582,7 @@ def recalled_reverse(real: Any) -> Any:
                 at = t * size + start
                 signal, sent = ls[at : at + n], window[at : at + n]
                 if a[9] != 0:
-                    _surrogate(psi, u[t], n, kind, width)
+                    surrogate(psi, u[t], n, kind, width)
                     for i in range(n):
                         g[i] = psi[i] * signal[i] + dv[i]
                         sent[i] = g[i]
@@ -804,15 +802,7 @@ def bias(real: Any) -> Any:
 
 
 @_sum
-def _dot(w: Any, x: Any, n: int) -> Any:
-    total = x.dtype.type(0)
-    for j in range(n):
-        total += w[j] * x[j]
-    return total
-
-
-@_sum
-def _copy(x: Any, copy: Any, n: int) -> Any:
+def copied(x: Any, copy: Any, n: int) -> Any:
     """`copy = x`; 0 where all entries are finite, else NaN."""
     strange = x.dtype.type(0)
     for i in range(n):
@@ -822,165 +812,12 @@ def _copy(x: Any, copy: Any, n: int) -> Any:
 
 
 @_sum
-def _strangeness(x: Any, n: int) -> Any:
+def strangeness(x: Any, n: int) -> Any:
     """0 where all entries are finite, else NaN."""
     strange = x.dtype.type(0)
     for i in range(n):
         strange += x[i] - x[i]
     return strange
-
-
-@_loop
-def _advance_once(a: Any, past: Any, old: Any, new: Any, beta: float, least: float, n: int) -> None:
-    """The traces after one more step; where none was taken, or none is there yet, as they were, or zero."""
-    zero = new.dtype.type(0)
-    if a[16] == 0:
-        for j in range(n):
-            new[j] = past[j] if a[15] != 0 else zero
-    elif a[15] == 0:
-        for j in range(n):
-            new[j] = old[j]
-    else:
-        for j in range(n):
-            z = past[j] + old[j] * beta
-            new[j] = z if abs(z) > least else zero
-
-
-def step(real: Any) -> Any:
-    """One step of a row of usual layers for few lanes: the traces of the step before, the product, the neuron.
-
-    The table: how many layers; whether the input was not finite, which is written; then each layer's own.
-    """
-    least = least_kept(real)
-
-    @_kernel
-    def run(address: int) -> None:
-        head = carray(_pointer(address), STEP_HEAD, np.int64)
-        for layer in range(head[0]):
-            a = carray(_pointer(address + 8 * (STEP_HEAD + layer * STEP_TABLE)), STEP_TABLE, np.int64)
-            lanes, n, m, firing = a[0], a[1], a[2], a[3]
-            x, weight = carray(_pointer(a[5]), lanes * n, real), carray(_pointer(a[6]), m * n, real)
-            bias_ = carray(_pointer(a[7]), m, real)
-            mem_0, mem_1 = carray(_pointer(a[8]), lanes * m, real), carray(_pointer(a[9]), lanes * m, real)
-            u, y = carray(_pointer(a[10]), lanes * m, real), carray(_pointer(a[11]), lanes * m, real)
-            beta = carray(_pointer(a[12]), 1, real)[0]
-            theta = carray(_pointer(a[13]), m, real)
-            theta_step = a[14]
-            zero, one = real(0), real(1)
-            if a[4] != 0:
-                given = carray(_pointer(a[4]), lanes * n, real)
-                head[1] = _copy(given, x, lanes * n) != zero
-            for i in range(m):
-                row = weight[i * n : i * n + n]
-                offset = bias_[i] if a[7] != 0 else zero
-                for lane in range(lanes):
-                    at = lane * m + i
-                    p = _dot(row, x[lane * n : lane * n + n], n) + offset + mem_0[at] * beta
-                    if firing < 0:
-                        mem_1[at] = p
-                        u[at] = p
-                        y[at] = p
-                        continue
-                    w = p - theta[i * theta_step]
-                    fires = w >= zero if firing == SPIKE else w > zero
-                    u[at] = w
-                    y[at] = one if fires else zero
-                    mem_1[at] = w if fires else p
-            if a[17] != 0:
-                _advance_once(
-                    a,
-                    carray(_pointer(a[15]), lanes * n, real),
-                    carray(_pointer(a[16]), lanes * n, real),
-                    carray(_pointer(a[17]), lanes * n, real),
-                    beta,
-                    least,
-                    lanes * n,
-                )
-            if a[19] != 0:
-                ones, advanced = carray(_pointer(a[18]), lanes, real), carray(_pointer(a[19]), lanes, real)
-                for lane in range(lanes):
-                    count = ones[lane] if a[18] != 0 else zero
-                    advanced[lane] = one + count * beta if a[15] != 0 else count
-
-    return run
-
-
-def step_reverse(real: Any) -> Any:
-    """The same backwards: the gradients of weights and bias, and dL/dx.
-
-    The table: how many layers, from the last to the first; whether the learning signal is finite, which is written,
-    and where it is not then nothing else; whether to look; then each layer's own.
-    """
-
-    @_kernel
-    def run(address: int) -> None:
-        head = carray(_pointer(address), STEP_HEAD, np.int64)
-        for layer in range(head[0]):
-            a = carray(_pointer(address + 8 * (STEP_HEAD + layer * STEP_TABLE)), STEP_TABLE, np.int64)
-            lanes, n, m, kind = a[0], a[1], a[2], a[3]
-            width = real(carray(_pointer(a[4]), 4, np.float64)[1])
-            x, z, ones = (
-                carray(_pointer(a[5]), lanes * n, real),
-                carray(_pointer(a[6]), lanes * n, real),
-                carray(_pointer(a[7]), lanes, real),
-            )
-            weight, u, ls = (
-                carray(_pointer(a[8]), m * n, real),
-                carray(_pointer(a[9]), lanes * m, real),
-                carray(_pointer(a[10]), lanes * m, real),
-            )
-            beta = carray(_pointer(a[11]), 1, real)[0]
-            d_weight, d_bias = carray(_pointer(a[12]), m * n, real), carray(_pointer(a[15]), m, real)
-            below = carray(_pointer(a[14]), lanes * n, real)
-            if layer == 0 and head[2] != 0:
-                head[1] = _strangeness(ls, lanes * m) == real(0)
-                if head[1] == 0:
-                    return
-            g, taken_ = np.empty(lanes * m, real), np.empty(lanes * n, real)
-            if kind >= 0:
-                _surrogate(g, u, lanes * m, kind, width)
-                for i in range(lanes * m):
-                    g[i] *= ls[i]
-            else:
-                for i in range(lanes * m):
-                    g[i] = ls[i]
-            if a[6] != 0:
-                for j in range(lanes * n):
-                    taken_[j] = x[j] + beta * z[j]
-            else:
-                for j in range(lanes * n):
-                    taken_[j] = x[j]
-            if a[12] != 0:
-                for i in range(m):
-                    row = d_weight[i * n : i * n + n]
-                    for lane in range(lanes):
-                        factor, more = g[lane * m + i], taken_[lane * n : lane * n + n]
-                        if lane == 0 and a[13] == 0:
-                            for j in range(n):
-                                row[j] = factor * more[j]
-                        else:
-                            for j in range(n):
-                                row[j] += factor * more[j]
-            if a[15] != 0:
-                if a[16] == 0:
-                    for i in range(m):
-                        d_bias[i] = real(0)
-                for lane in range(lanes):
-                    count = real(1) + (beta * ones[lane] if a[7] != 0 else real(0))
-                    for i in range(m):
-                        d_bias[i] += count * g[lane * m + i]
-            if a[14] != 0:
-                for lane in range(lanes):
-                    out = below[lane * n : lane * n + n]
-                    for j in range(n):
-                        out[j] = real(0)
-                    for i in range(m):
-                        factor, row = g[lane * m + i], weight[i * n : i * n + n]
-                        if factor != real(0):
-                            for j in range(n):
-                                out[j] += factor * row[j]
-
-    return run
 
 
 def cross_entropy(real: Any) -> Any:
@@ -1026,7 +863,7 @@ def finite(real: Any) -> Any:
     @_kernel
     def run(address: int) -> None:
         a = carray(_pointer(address), 3, np.int64)
-        a[2] = _strangeness(carray(_pointer(a[1]), a[0], real), a[0]) == real(0)
+        a[2] = strangeness(carray(_pointer(a[1]), a[0], real), a[0]) == real(0)
 
     return run
 
@@ -1040,7 +877,7 @@ def taken(real: Any) -> Any:
         begin, end = a[0], a[1]
         x, copy = carray(_pointer(a[2]), end, real), carray(_pointer(a[3]), end, real)
         found = carray(_pointer(a[4]), 1, np.int64)
-        if _copy(x[begin:end], copy[begin:end], end - begin) != real(0):
+        if copied(x[begin:end], copy[begin:end], end - begin) != real(0):
             found[0] = 1
 
     return run
@@ -1057,8 +894,6 @@ KERNELS: dict[str, Callable[[Any], Any]] = {
         advance,
         fold,
         bias,
-        step,
-        step_reverse,
         cross_entropy,
         finite,
         taken,

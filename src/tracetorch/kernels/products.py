@@ -202,115 +202,113 @@ def chain(_real: Any) -> Any:
     return run
 
 
-def outer(real: Any) -> Any:
+@_loop
+def add_outer(sizes: Any, factors: Any, matrix: int, out: int, adds: int, zero: Any, size: int, real: Any) -> None:
     """`out (rows, columns) = factors^T matrix`, or added to it: factors (terms, rows), matrix (terms, columns).
 
-    The factors may lie anyhow: the distances between rows and between terms are in the table.
+    Takes rows, columns and terms; the address of the factors, and how many bytes it is from a row's to the next's, and
+    from a term's; the addresses of matrix and result; a 0, the size and the type of the numbers.
     """
+    rows, columns, terms = sizes
+    start, of_row, of_term = factors
+    width, step, left = VECTOR // size, columns * size, 0
+    while left + width <= columns:
+        wide = left + VECTORS * width <= columns
+        row = 0
+        while row < rows:
+            here, there = matrix + left * size, out + left * size + row * step
+            given = (start + row * of_row, of_row, of_term, here, step, terms, there, step, adds)
+            if row + ROWS <= rows:
+                if wide:
+                    _outer_tile(zero, given)
+                else:
+                    _outer_column(zero, given)
+                row += ROWS
+            else:
+                if wide:
+                    _outer_row(zero, given)
+                else:
+                    _outer_vector(zero, given)
+                row += 1
+        left += VECTORS * width if wide else width
+    if left == columns:
+        return
+    entries = carray(_pointer(matrix), terms * columns, real)
+    for row in range(rows):
+        sums = carray(_pointer(out + row * step), columns, real)
+        if adds == 0:
+            for j in range(left, columns):
+                sums[j] = zero
+        for k in range(terms):
+            factor = carray(_pointer(start + row * of_row + k * of_term), 1, real)[0]
+            for j in range(left, columns):
+                sums[j] += factor * entries[k * columns + j]
+
+
+@_loop
+def multiply(sizes: Any, x: int, weight: int, out: int, zero: Any, size: int, real: Any) -> None:
+    """`out (rows, columns) = x weight^T`: x (rows, n), weight (columns, n).
+
+    Takes rows, columns and n; three addresses; a 0, the size and the type of the numbers.
+    """
+    rows, columns, n = sizes
+    step, out_step, vectors = n * size, columns * size, n * size // VECTOR
+    i = 0
+    while i < columns:
+        tall = i + ROWS <= columns
+        row = 0
+        while row < rows:
+            there = out + row * out_step + i * size
+            given = (x + row * step, step, weight + i * step, step, vectors, there, out_step)
+            if row + ROWS <= rows:
+                if tall:
+                    _inner_tile(zero, given)
+                else:
+                    _inner_column(zero, given)
+                row += ROWS
+            else:
+                if tall:
+                    _inner_row(zero, given)
+                else:
+                    _inner_one(zero, given)
+                row += 1
+        i += ROWS if tall else 1
+    first = vectors * VECTOR // size
+    if first == n:
+        return
+    sums = carray(_pointer(out), rows * columns, real)
+    inputs, weights = carray(_pointer(x), rows * n, real), carray(_pointer(weight), columns * n, real)
+    for row in range(rows):
+        for i in range(columns):
+            total = sums[row * columns + i]
+            for j in range(first, n):
+                total += inputs[row * n + j] * weights[i * n + j]
+            sums[row * columns + i] = total
+
+
+def outer(real: Any) -> Any:
+    """See `add_outer`; the table has the distances between factors in numbers."""
     size = np.dtype(real).itemsize
-    width = VECTOR // size
 
     @_kernel
     def run(address: int) -> None:
         a = carray(_pointer(address), 9, np.int64)
-        rows, columns, terms, adds = a[0], a[1], a[2], a[8]
-        of_row, of_term, step = a[4] * size, a[5] * size, columns * size
-        zero = real(0)
-        left = 0
-        while left < columns:
-            vectors = VECTORS if left + VECTORS * width <= columns else 1
-            if left + width > columns:
-                break
-            matrix, out = a[6] + left * size, a[7] + left * size
-            row = 0
-            while row < rows:
-                factors, place = a[3] + row * of_row, out + row * step
-                given = (factors, of_row, of_term, matrix, step, terms, place, step, adds)
-                if row + ROWS <= rows:
-                    if vectors == VECTORS:
-                        _outer_tile(zero, given)
-                    else:
-                        _outer_column(zero, given)
-                    row += ROWS
-                else:
-                    if vectors == VECTORS:
-                        _outer_row(zero, given)
-                    else:
-                        _outer_vector(zero, given)
-                    row += 1
-            left += vectors * width
-        if left < columns:
-            _outer_rest(a, left, size, real)
+        factors = (a[3], a[4] * size, a[5] * size)
+        add_outer((a[0], a[1], a[2]), factors, a[6], a[7], a[8], real(0), size, real)
 
     return run
 
 
-@_loop
-def _outer_rest(a: Any, left: int, size: int, real: Any) -> None:
-    """The last columns, which are fewer than a vector has."""
-    rows, columns, terms = a[0], a[1], a[2]
-    matrix = carray(_pointer(a[6]), terms * columns, real)
-    for row in range(rows):
-        out = carray(_pointer(a[7] + row * columns * size), columns, real)
-        if a[8] == 0:
-            for j in range(left, columns):
-                out[j] = real(0)
-        for k in range(terms):
-            factor = carray(_pointer(a[3] + (row * a[4] + k * a[5]) * size), 1, real)[0]
-            for j in range(left, columns):
-                out[j] += factor * matrix[k * columns + j]
-
-
 def inner(real: Any) -> Any:
-    """`out (rows, columns) = x weight^T`: x (rows, n), weight (columns, n)."""
+    """See `multiply`."""
     size = np.dtype(real).itemsize
-    width = VECTOR // size
 
     @_kernel
     def run(address: int) -> None:
         a = carray(_pointer(address), 6, np.int64)
-        rows, columns, n = a[0], a[1], a[2]
-        step, out_step, vectors = n * size, columns * size, n // width
-        zero = real(0)
-        i = 0
-        while i < columns:
-            tall = i + ROWS <= columns
-            row = 0
-            while row < rows:
-                x, weight = a[3] + row * step, a[4] + i * step
-                given = (x, step, weight, step, vectors, a[5] + row * out_step + i * size, out_step)
-                if row + ROWS <= rows:
-                    if tall:
-                        _inner_tile(zero, given)
-                    else:
-                        _inner_column(zero, given)
-                    row += ROWS
-                else:
-                    if tall:
-                        _inner_row(zero, given)
-                    else:
-                        _inner_one(zero, given)
-                    row += 1
-            i += ROWS if tall else 1
-        if vectors * width < n:
-            _inner_rest(a, vectors * width, size, real)
+        multiply((a[0], a[1], a[2]), a[3], a[4], a[5], real(0), size, real)
 
     return run
-
-
-@_loop
-def _inner_rest(a: Any, first: int, size: int, real: Any) -> None:
-    """What the last inputs add, which are fewer than a vector has."""
-    rows, columns, n = a[0], a[1], a[2]
-    out = carray(_pointer(a[5]), rows * columns, real)
-    for row in range(rows):
-        x = carray(_pointer(a[3] + row * n * size), n, real)
-        for i in range(columns):
-            weight = carray(_pointer(a[4] + i * n * size), n, real)
-            total = out[row * columns + i]
-            for j in range(first, n):
-                total += x[j] * weight[j]
-            out[row * columns + i] = total
 
 
 def decayed_sum(real: Any) -> Any:
