@@ -195,18 +195,21 @@ def advance_matrix(
     before: Tensor,
     g: Tensor,
     border: Tensor,
-    taken: Tensor,
+    taken: Tensor | Spikes,
     past: Tensor,
     decay: Tensor,
     *,
     overwrite: bool = False,
 ) -> Tensor:
-    """See `functional.trace.advance_matrix`; with `overwrite` may use the memory of `before` for what it returns."""
+    """See `functional.trace.advance_matrix`; with `overwrite` may use the memory of `before` for what it returns.
+
+    Matrices lie in memory input by input, `matrix.mT` being contiguous: others are copied.
+    """
     kernels = cpu_for(before)
     if kernels is None:
-        return trace.advance_matrix(before, g, border, taken, past, decay)
-    inputs = (tensor.contiguous() for tensor in (before, g, border, taken, past, decay))
-    new: Tensor = kernels.advance_matrix(*inputs, overwrite=overwrite)
+        return trace.advance_matrix(before, g, border, _numbers(taken, before), past, decay)
+    inputs = (_contiguous(given) for given in (g, border, taken, past, decay))
+    new: Tensor = kernels.advance_matrix(before.mT.contiguous().mT, *inputs, overwrite=overwrite)
     return new
 
 
@@ -246,9 +249,9 @@ def weight_gradient(window: Spikes, g: Tensor) -> Tensor:
 def carry_matrix(signal: Tensor, matrix: Tensor) -> Tensor:
     """See `functional.trace.carry_matrix`."""
     kernels = cpu_for(matrix)
-    if kernels is None:
+    if kernels is None or not matrix.mT.is_contiguous():
         return trace.carry_matrix(signal, matrix)
-    summed: Tensor = kernels.carry_matrix(signal.contiguous(), matrix.contiguous())
+    summed: Tensor = kernels.carry_matrix(signal.contiguous(), matrix)
     return summed
 
 
@@ -257,7 +260,7 @@ def carry_advanced(
     before: Tensor,
     g: Tensor,
     border: Tensor,
-    taken: Tensor,
+    taken: Tensor | Spikes,
     past: Tensor,
     decay: Tensor,
     *,
@@ -266,9 +269,10 @@ def carry_advanced(
     """See `functional.trace.carry_advanced`; with `overwrite` may use the memory of `before` for what it returns."""
     kernels = cpu_for(before)
     if kernels is None:
-        return trace.carry_advanced(signal, before, g, border, taken, past, decay)
-    inputs = (tensor.contiguous() for tensor in (signal, before, g, border, taken, past, decay))
-    both: tuple[Tensor, Tensor] = kernels.carry_advanced(*inputs, overwrite=overwrite)
+        return trace.carry_advanced(signal, before, g, border, _numbers(taken, before), past, decay)
+    inputs = (_contiguous(given) for given in (g, border, taken, past, decay))
+    lying = before.mT.contiguous().mT
+    both: tuple[Tensor, Tensor] = kernels.carry_advanced(signal.contiguous(), lying, *inputs, overwrite=overwrite)
     return both
 
 
@@ -286,6 +290,14 @@ def _fit(like: Tensor, values: Values, start: State) -> bool:
         and all(part.shape[-2:] == like.shape[-2:] and part.is_contiguous() for part in states)
         and all(value.ndim == 0 or value.shape == like.shape[-1:] for value in own)
     )
+
+
+def _numbers(taken: Tensor | Spikes, like: Tensor) -> Tensor:
+    return unpacked(taken, like.dtype) if isinstance(taken, Spikes) else taken
+
+
+def _contiguous(given: Tensor | Spikes) -> Tensor | Spikes:
+    return given if isinstance(given, Spikes) else given.contiguous()
 
 
 def _spread(drive: Tensor, traces: Tensor) -> Tensor:
