@@ -208,8 +208,9 @@ def advance_matrix(
     kernels = cpu_for(before)
     if kernels is None:
         return trace.advance_matrix(before, g, border, _numbers(taken, before), past, decay)
-    inputs = (_contiguous(given) for given in (g, border, taken, past, decay))
-    new: Tensor = kernels.advance_matrix(before.mT.contiguous().mT, *inputs, overwrite=overwrite)
+    g, border, past, decay = (tensor.contiguous() for tensor in (g, border, past, decay))
+    lying, inputs = before.mT.contiguous().mT, _as_bits(taken)
+    new: Tensor = kernels.advance_matrix(lying, g, border, inputs, past, decay, overwrite=overwrite)
     return new
 
 
@@ -270,9 +271,11 @@ def carry_advanced(
     kernels = cpu_for(before)
     if kernels is None:
         return trace.carry_advanced(signal, before, g, border, _numbers(taken, before), past, decay)
-    inputs = (_contiguous(given) for given in (g, border, taken, past, decay))
-    lying = before.mT.contiguous().mT
-    both: tuple[Tensor, Tensor] = kernels.carry_advanced(signal.contiguous(), lying, *inputs, overwrite=overwrite)
+    signal, g, border, past, decay = (tensor.contiguous() for tensor in (signal, g, border, past, decay))
+    lying, inputs = before.mT.contiguous().mT, _as_bits(taken)
+    both: tuple[Tensor, Tensor] = kernels.carry_advanced(
+        signal, lying, g, border, inputs, past, decay, overwrite=overwrite
+    )
     return both
 
 
@@ -296,8 +299,13 @@ def _numbers(taken: Tensor | Spikes, like: Tensor) -> Tensor:
     return unpacked(taken, like.dtype) if isinstance(taken, Spikes) else taken
 
 
-def _contiguous(given: Tensor | Spikes) -> Tensor | Spikes:
-    return given if isinstance(given, Spikes) else given.contiguous()
+def _as_bits(taken: Tensor | Spikes) -> Tensor | Spikes:
+    """Inputs as bits where they are spikes, of which there are fewer to add."""
+    if isinstance(taken, Spikes):
+        return taken
+    taken = taken.contiguous()
+    spikes = packed(taken)
+    return taken if spikes is None else spikes
 
 
 def _spread(drive: Tensor, traces: Tensor) -> Tensor:

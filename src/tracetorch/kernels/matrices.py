@@ -31,7 +31,7 @@ _features = binding.get_host_cpu_features()
 VECTOR = 64 if _features.get("avx512f") else 32 if _features.get("avx2") else 16  # bytes in a register
 ROWS = 8 if _features.get("avx512f") or not _features.get("sse2") else 4  # three times as many registers, and some
 
-AHEAD = 16  # rows that are fetched ahead, where inputs are spikes
+AHEAD, NEAR = 8, 2**15  # where inputs are spikes: rows that are fetched ahead; bytes that are near
 EXPONENT = {4: 0x70000000, 8: 0x7E00000000000000}  # bits none of which is set in numbers as small as 2^-96 or 2^-992
 
 
@@ -367,6 +367,8 @@ def advance_matrix_bits(real: Any) -> Any:
         over = m % (8 * side)
         wide = m - over + bits.vectors_of(over, side) * side if over else m
         rows = stages + 1 + chunks * (WORD + 1)
+        # nodes take turns after a few inputs, as long as what is added for all of them stays in the nearest cache
+        at_once = AHEAD if nodes * (steps + stages + 1) * wide * size <= NEAR else WORD
         scratch = np.zeros((nodes * rows + (end - begin)) * wide + (8 * WORD + 1) * side, real)
         packed = bits.aligned(scratch)
         total = packed + nodes * rows * wide * size
@@ -392,42 +394,45 @@ def advance_matrix_bits(real: Any) -> Any:
             for left in range(begin, end, WORD):
                 inputs = min(WORD, end - left)
                 _turn_lane(turned, spare, a[11], in_step, steps, lane * n + left, inputs)
-                past = a[12] + (lane * stages * n + left) * size
-                for h in range(nodes):
-                    for first in range(0, m, 8 * side):
-                        width = min(8 * side, wide - first)
-                        columns, step = min(width, m - first), width * size
-                        border = packed + (h * wide + first) * rows * size
-                        signal = border + stages * step
-                        at = (((lane * nodes + h) * n + left) * m + first) * size
-                        old, new, distance = a[8] + at, a[14] + at, m * size
-                        if columns < width:
-                            _copy_rows(old, distance, edge, step, inputs, columns, real)
-                            old, new, distance = edge, edge, step
-                        for chunk in range(chunks):
-                            block = signal + (1 + chunk * (WORD + 1)) * step
-                            fades, there = (decay[h], stages) if chunk == 0 else (one, 0)
-                            out = total + ((left - begin) * wide + first) * size
-                            for j in range(inputs):
-                                _advance(
-                                    width // side,
-                                    old + j * distance,
-                                    new + j * distance,
-                                    a[8] + at + (j + AHEAD) * m * size,
-                                    fades,
-                                    past + j * size,
-                                    n * size,
-                                    border,
-                                    there,
-                                    block,
-                                    turned[chunk * WORD + j],
-                                    out + j * wide * size if carries and chunk == chunks - 1 else 0,
-                                    signal,
-                                    zero,
-                                )
-                            old = new
-                        if columns < width:
-                            _copy_rows(edge, step, a[14] + at, m * size, inputs, columns, real)
+                for part in range(0, inputs, at_once):
+                    there = min(at_once, inputs - part)
+                    for h in range(nodes):
+                        for first in range(0, m, 8 * side):
+                            width = min(8 * side, wide - first)
+                            columns, step = min(width, m - first), width * size
+                            border = packed + (h * wide + first) * rows * size
+                            signal = border + stages * step
+                            input_ = left + part
+                            past = a[12] + (lane * stages * n + input_) * size
+                            at = (((lane * nodes + h) * n + input_) * m + first) * size
+                            old, new, distance = a[8] + at, a[14] + at, m * size
+                            if columns < width:
+                                _copy_rows(old, distance, edge, step, there, columns, real)
+                                old, new, distance = edge, edge, step
+                            for chunk in range(chunks):
+                                block = signal + (1 + chunk * (WORD + 1)) * step
+                                fades, pasts = (decay[h], stages) if chunk == 0 else (one, 0)
+                                out = total + ((input_ - begin) * wide + first) * size
+                                for j in range(there):
+                                    _advance(
+                                        width // side,
+                                        old + j * distance,
+                                        new + j * distance,
+                                        a[8] + at + (j + AHEAD) * m * size,
+                                        fades,
+                                        past + j * size,
+                                        n * size,
+                                        border,
+                                        pasts,
+                                        block,
+                                        turned[chunk * WORD + part + j],
+                                        out + j * wide * size if carries and chunk == chunks - 1 else 0,
+                                        signal,
+                                        zero,
+                                    )
+                                old = new
+                            if columns < width:
+                                _copy_rows(edge, step, a[14] + at, m * size, there, columns, real)
         if carries:
             bits.transpose(total, wide, end - begin, m, a[16] + begin * size, n, size, False, real)
         scratch[0] = zero  # so that numba does not let go of it before: for it an address is no use
