@@ -15,8 +15,9 @@ from torch import Tensor
 import tracetorch as tt
 from kernel_problems import Problem, chains, close, integrate, integrators, one_by_one, problems, same
 from tracetorch import kernels
-from tracetorch.functional import firing, surrogate, trace
+from tracetorch.functional import firing, scan, surrogate, trace
 from tracetorch.functional.scan import Form, State
+from tracetorch.functional.spikes import Spikes
 
 several = settings(max_examples=300, deadline=None)
 
@@ -31,6 +32,25 @@ def test_spiking_neurons_are_the_reference(problem: Problem) -> None:
     same(came[0].state, expected[0].state)
     same(came[0].record.u, expected[0].record.u)
     same(came[1], expected[1])
+
+
+@several
+@given(problems(recurrent=False), st.booleans())
+def test_several_probes_are_the_reference(problem: Problem, all_asked: bool) -> None:
+    """The same signal for all neurons, and sums over the window besides."""
+    record = scan.spiking(problem.current, problem.start, problem.values, problem.form).record
+    probes = torch.linspace(-1, 1, 3, dtype=problem.current.dtype).expand(len(problem.current), 3)[..., None, None]
+    widened = scan.Record(*[None if part is None else part[:, None] for part in record])
+    start = State(*[None if part is None else part[None] for part in problem.start])
+    given_ = (probes, widened, start, problem.values, problem.form, list(problem.values) if all_asked else [])
+    came = kernels.spiking_reverse(*given_)
+    with kernels.reference():
+        expected = kernels.spiking_reverse(*given_)
+    if expected.leftover.spk is not None:
+        spk = expected.leftover.spk.expand(came.first.mem.shape)
+        expected = expected._replace(leftover=expected.leftover._replace(spk=spk))
+    assert came.sums is not None
+    same(came, expected)
 
 
 @several
@@ -187,25 +207,34 @@ def matrices(draw: st.DrawFn) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A signal, and what `advance_matrix` takes: matrices of odd and even sizes, spikes or anything else as inputs."""
     torch.manual_seed(draw(st.integers(0, 2**16)))
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))
-    steps, lanes, nodes, stages = (draw(st.sampled_from(sizes)) for sizes in ([1, 2, 9, 32], [1, 3], [1, 2, 3], [1, 2]))
-    m, n = draw(st.sampled_from([1, 4, 8, 9, 21])), draw(st.sampled_from([1, 7, 16, 47, 48, 49, 128, 600]))
-    sizes = [(lanes, nodes, m, n), (steps, nodes, lanes, m), (nodes, lanes, stages, m)]
+    steps, nodes, stages = (draw(st.sampled_from(sizes)) for sizes in ([1, 2, 9, 32, 70], [1, 2, 3], [1, 2]))
+    lanes, m = draw(st.sampled_from([1, 3])), draw(st.sampled_from([1, 4, 8, 9, 21, 64, 128, 150]))
+    n = draw(st.sampled_from([1, 7, 16, 47, 48, 49, 128, 600]))
+    sizes = [(lanes, nodes, n, m), (steps, nodes, lanes, m), (nodes, lanes, stages, m)]
     sizes += [(steps, lanes, n), (lanes, stages, n)]
-    drawn = [torch.randn(size, dtype=dtype) for size in sizes]
+    before, *drawn = [torch.randn(size, dtype=dtype) for size in sizes]
     activity = draw(st.sampled_from([None, 0.0, 0.15, 1.0]))
     if activity is not None:
-        drawn[3] = (torch.rand(sizes[3]) < activity).to(dtype)
-    return torch.randn(sizes[0][:3], dtype=dtype), (*drawn, torch.rand(nodes, 1, dtype=dtype))
+        drawn[2] = (torch.rand(sizes[3]) < activity).to(dtype)
+    return torch.randn(lanes, nodes, m, dtype=dtype), (before.mT, *drawn, torch.rand(nodes, 1, dtype=dtype))
+
+
+def as_bits(window: tuple[Tensor, ...]) -> tuple[Tensor | Spikes, ...]:
+    """What `advance_matrix` takes besides the matrices, with the inputs as bits where they are spikes."""
+    g, border, taken, *others = window
+    spikes = kernels.packed(taken)
+    return g, border, taken if spikes is None else spikes, *others
 
 
 @several
-@given(matrices(), st.booleans())
-def test_matrices_are_the_reference(given: tuple[Tensor, tuple[Tensor, ...]], overwrite: bool) -> None:
+@given(matrices(), st.booleans(), st.booleans())
+def test_matrices_are_the_reference(given: tuple[Tensor, tuple[Tensor, ...]], overwrite: bool, packs: bool) -> None:
     signal, (before, *window) = given
     expected = trace.carry_advanced(signal, before, *window)
     was, copy = before.clone(), before.clone()
-    advanced = kernels.advance_matrix(before, *window, overwrite=overwrite)
-    carried, matrix = kernels.carry_advanced(signal, copy, *window, overwrite=overwrite)
+    inputs = as_bits(window) if packs else window
+    advanced = kernels.advance_matrix(before, *inputs, overwrite=overwrite)
+    carried, matrix = kernels.carry_advanced(signal, copy, *inputs, overwrite=overwrite)
     same((carried, matrix), expected)
     same(kernels.carry_matrix(signal, matrix), expected[0])
     assert torch.equal(advanced, matrix)
@@ -214,26 +243,56 @@ def test_matrices_are_the_reference(given: tuple[Tensor, tuple[Tensor, ...]], ov
         assert overwrite or torch.equal(given_, was)
 
 
-def test_several_threads_compute_the_same_matrices() -> None:
-    sizes = [(8, 2, 37, 200), (16, 2, 8, 37), (2, 8, 1, 37), (16, 8, 200), (8, 1, 200)]
-    window, signal = [*(torch.randn(size) for size in sizes), torch.rand(2, 1)], torch.randn(8, 2, 37)
-    one = (*kernels.carry_advanced(signal, *window), kernels.carry_matrix(signal, window[0]))
+def a_window(lanes: int, m: int, n: int, activity: float = 0.2) -> tuple[Tensor, tuple[Tensor, ...]]:
+    sizes = [(lanes, 2, n, m), (16, 2, lanes, m), (2, lanes, 1, m), (lanes, 1, n)]
+    before, g, border, past = (torch.randn(size) for size in sizes)
+    taken = (torch.rand(16, lanes, n) < activity).float()
+    return torch.randn(lanes, 2, m), (before.mT, g, border, taken, past, torch.rand(2, 1))
+
+
+@pytest.mark.parametrize("packs", [False, True])
+def test_several_threads_compute_the_same_matrices(packs: bool) -> None:
+    signal, (before, *window) = a_window(8, 37, 200)
+    inputs = as_bits(window) if packs else window
+    one = (*kernels.carry_advanced(signal, before, *inputs), kernels.carry_matrix(signal, before))
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        several = (*kernels.carry_advanced(signal, *window), kernels.carry_matrix(signal, window[0]))
+        several = (*kernels.carry_advanced(signal, before, *inputs), kernels.carry_matrix(signal, before))
     finally:
         torch.set_num_threads(threads)
     for a, b in zip(one, several, strict=True):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("packs", [False, True])
+def test_matrices_that_lie_neuron_by_neuron_are_as_good(packs: bool) -> None:
+    signal, (before, *window) = a_window(2, 5, 70)
+    inputs = as_bits(window) if packs else window
+    other = before.contiguous()
+    same(kernels.carry_advanced(signal, other, *inputs), trace.carry_advanced(signal, before, *window))
+    same(kernels.advance_matrix(other, *inputs, overwrite=True), trace.advance_matrix(before, *window))
+    same(kernels.carry_matrix(signal, other), trace.carry_matrix(signal, before))
+    assert torch.equal(other, before)
+
+
+def test_without_kernels_spikes_are_numbers() -> None:
+    signal, (before, *window) = a_window(2, 5, 70)
+    expected = trace.carry_advanced(signal, before, *window)
+    with kernels.reference():
+        same(kernels.carry_advanced(signal, before, *as_bits(window)), expected)
+        same(kernels.advance_matrix(before, *as_bits(window)), expected[1])
+
+
+@pytest.mark.parametrize("packs", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_matrices_that_fade_become_zero_and_what_is_not_a_number_stays(dtype: torch.dtype) -> None:
+def test_matrices_that_fade_become_zero_and_what_is_not_a_number_stays(dtype: torch.dtype, packs: bool) -> None:
     tiny = torch.finfo(dtype).tiny
     before = torch.tensor([tiny, -tiny, tiny / 8, 1.0, torch.nan, -torch.inf], dtype=dtype).repeat(1, 1, 9, 10)
+    before = before.mT.contiguous().mT
     window = [torch.zeros(size, dtype=dtype) for size in ((3, 1, 1, 9), (1, 1, 1, 9), (3, 1, 60), (1, 1, 60))]
-    came = kernels.advance_matrix(before, *window, torch.full((1, 1), 0.5, dtype=dtype))
+    window.append(torch.full((1, 1), 0.5, dtype=dtype))
+    came = kernels.advance_matrix(before, *(as_bits(window) if packs else window))
     expected = torch.tensor([0.0, 0.0, 0.0, 0.5, torch.nan, -torch.inf], dtype=dtype).repeat(1, 1, 9, 10)
     assert torch.equal(came.nan_to_num(7.0), expected.nan_to_num(7.0))
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 import tracetorch as tt
 from cases import F64
+from tracetorch import kernels
+from tracetorch.functional.spikes import Spikes
 from tracetorch.rules.base import Pending, map_tensors
 
 N, M, T, LANES = 9, 4, 24, 3
@@ -168,5 +171,59 @@ def test_lanes_that_forget_leave_the_others_alone() -> None:
         assert matrices["weight"][0].abs().sum() == 0
         assert matrices["weight"][1].abs().sum() > 0
         model.backward(ls[3 * WINDOW :])
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_a_window_of_spikes_is_kept_as_bits_until_its_matrix_is_computed() -> None:
+    """As numbers, or read at once, it makes the same of them."""
+    torch.manual_seed(5)
+    xs, ls = (torch.rand(96, 8, N) < 0.3).double(), torch.randn(96, 8, M, **F64)
+    gradients = []
+    for change, reads in ((0.0, False), (0.0, True), (1e-9, False)):
+        model = made(recurrent=True)
+        for x, of_x in zip(xs.split(32), ls.split(32), strict=True):
+            model.window(x + change)
+            matrix = model[0]._state.traces.matrices["weight"]
+            if isinstance(matrix, Pending):  # from the second window on
+                assert isinstance(matrix._window[2], Spikes) == (change == 0)
+            if reads:
+                read(model)
+            model.backward(of_x)
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    torch.testing.assert_close(*gradients[:2], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients[0], gradients[2], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_windows_of_any_length_and_kind_make_the_same_matrices(recurrent: bool) -> None:
+    """Long and short ones, of spikes as bits and of few rows as numbers, with the kernels and without."""
+    torch.manual_seed(6)
+    xs, ls = (torch.rand(140, 16, N) < 0.3).double(), torch.randn(140, 16, M, **F64)
+    cuts = [1, 3, 70, 20, 46]
+    gradients = []
+    for context in (nullcontext, kernels.reference):
+        model = made(recurrent)
+        with context():
+            for x, of_x in zip(xs.split(cuts), ls.split(cuts), strict=True):
+                model.window(x)
+                model.backward(of_x)
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+
+def test_weights_that_change_between_windows_leave_the_pending_ones_as_they_were() -> None:
+    gradients = []
+    for reads in (False, True):
+        model, (x, ls) = made(), data()
+        for of_x, of_ls in zip(x.split(WINDOW), ls.split(WINDOW), strict=True):
+            model.window(of_x)
+            if reads:
+                read(model)
+            model.zero_grad()
+            model.backward(of_ls)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 0.01 * parameter.grad
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)

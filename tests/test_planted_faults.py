@@ -19,7 +19,7 @@ from tracetorch.rules import adjoint, base, mean_field
 from tracetorch.rules.base import Segment
 
 LIF = ONE_LAYER[0]
-true_chain, true_reverse_scan = trace.advance_chain, scan.spiking_reverse
+true_chain, true_ones, true_reverse_scan = trace.advance_chain, trace.advance_ones, scan.spiking_reverse
 true_scan = scan.spiking
 true_forget = Segment.forget
 
@@ -48,6 +48,7 @@ def wrong_normaliser_decay(patch: pytest.MonkeyPatch) -> None:
         return true_chain(z, x, wrong if x.shape[-1] == 1 else chain, kept)
 
     patch.setattr(trace, "advance_chain", advance)
+    patch.setattr(trace, "advance_ones", lambda z, steps, decay: true_ones(z, steps, decay * 1.01))
 
 
 def one_step_late(patch: pytest.MonkeyPatch) -> None:

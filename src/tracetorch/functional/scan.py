@@ -98,6 +98,13 @@ class Scan(NamedTuple):
     state: Any  # after the window, such as a `State`
 
 
+class Sums(NamedTuple):
+    """What a reverse scan for probes sums over the window, (H, B, m)."""
+
+    total: Tensor  # dL/dJ
+    driven: Tensor  # psi_t dL/dy_t, the probe's own
+
+
 class Reverse(NamedTuple):
     """A reverse scan of a window."""
 
@@ -105,6 +112,7 @@ class Reverse(NamedTuple):
     first: State  # dL/dp and dL/di (by way of later currents) of the first step
     leftover: State  # dL/dstate at the window's start
     own: dict[str, Tensor]  # (B, m) the gradient of each parameter asked for, summed over the window
+    sums: Sums | None = None  # for probes, where they are summed
 
 
 @torch.no_grad()
@@ -225,7 +233,10 @@ def spiking_reverse(
     run = window.run_backwards(ls, NOTHING if ahead is None else ahead)
     first = State(run.g[0], None if run.leftover.cur is None else run.h[0] - form.gain_of(values) * run.g[0])
     own = {name: window.gradient(name, run, start) for name in wanted}
-    return Reverse(run.h, first, run.leftover, own)
+    sums = None
+    if ls is not None and ls.ndim > 3:
+        sums = Sums(run.h.sum(0), (form.firing.slope(record.u, steps.theta) * ls).sum(0))
+    return Reverse(run.h, first, run.leftover, own, sums)
 
 
 def recalled_reverse(

@@ -171,7 +171,7 @@ def advance_matrix(before: Tensor, g: Tensor, border: Tensor, taken: Tensor, pas
     lanes, h, m, n = before.shape
     rows = torch.cat([g.permute(2, 1, 3, 0), border.permute(1, 0, 3, 2)], -1).reshape(lanes, h * m, -1)
     columns = torch.cat([taken.transpose(0, 1), past], 1)
-    kept = (before * decay[..., None]).view(lanes, h * m, n)
+    kept = (before * decay[..., None]).reshape(lanes, h * m, n)
     return torch.baddbmm(kept, rows, columns).view(lanes, h, m, n)
 
 

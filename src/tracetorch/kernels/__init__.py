@@ -219,18 +219,22 @@ def advance_matrix(
     before: Tensor,
     g: Tensor,
     border: Tensor,
-    taken: Tensor,
+    taken: Tensor | Spikes,
     past: Tensor,
     decay: Tensor,
     *,
     overwrite: bool = False,
 ) -> Tensor:
-    """See `functional.trace.advance_matrix`; with `overwrite` may use the memory of `before` for what it returns."""
+    """See `functional.trace.advance_matrix`; with `overwrite` may use the memory of `before` for what it returns.
+
+    Matrices lie in memory input by input, `matrix.mT` being contiguous: others are copied.
+    """
     kernels = cpu_for(before)
     if kernels is None:
-        return trace.advance_matrix(before, g, border, taken, past, decay)
-    inputs = (tensor.contiguous() for tensor in (before, g, border, taken, past, decay))
-    new: Tensor = kernels.advance_matrix(*inputs, overwrite=overwrite)
+        return trace.advance_matrix(before, g, border, _numbers(taken, before), past, decay)
+    g, border, past, decay = (tensor.contiguous() for tensor in (g, border, past, decay))
+    lying, inputs = before.mT.contiguous().mT, _as_bits(taken)
+    new: Tensor = kernels.advance_matrix(lying, g, border, inputs, past, decay, overwrite=overwrite)
     return new
 
 
@@ -276,9 +280,9 @@ def gradient_sum(like: Tensor) -> spikes.GradientSum:
 def carry_matrix(signal: Tensor, matrix: Tensor) -> Tensor:
     """See `functional.trace.carry_matrix`."""
     kernels = cpu_for(matrix)
-    if kernels is None:
+    if kernels is None or not matrix.mT.is_contiguous():
         return trace.carry_matrix(signal, matrix)
-    summed: Tensor = kernels.carry_matrix(signal.contiguous(), matrix.contiguous())
+    summed: Tensor = kernels.carry_matrix(signal.contiguous(), matrix)
     return summed
 
 
@@ -287,7 +291,7 @@ def carry_advanced(
     before: Tensor,
     g: Tensor,
     border: Tensor,
-    taken: Tensor,
+    taken: Tensor | Spikes,
     past: Tensor,
     decay: Tensor,
     *,
@@ -296,9 +300,12 @@ def carry_advanced(
     """See `functional.trace.carry_advanced`; with `overwrite` may use the memory of `before` for what it returns."""
     kernels = cpu_for(before)
     if kernels is None:
-        return trace.carry_advanced(signal, before, g, border, taken, past, decay)
-    inputs = (tensor.contiguous() for tensor in (signal, before, g, border, taken, past, decay))
-    both: tuple[Tensor, Tensor] = kernels.carry_advanced(*inputs, overwrite=overwrite)
+        return trace.carry_advanced(signal, before, g, border, _numbers(taken, before), past, decay)
+    signal, g, border, past, decay = (tensor.contiguous() for tensor in (signal, g, border, past, decay))
+    lying, inputs = before.mT.contiguous().mT, _as_bits(taken)
+    both: tuple[Tensor, Tensor] = kernels.carry_advanced(
+        signal, lying, g, border, inputs, past, decay, overwrite=overwrite
+    )
     return both
 
 
@@ -316,6 +323,19 @@ def _fit(like: Tensor, values: Values, start: State) -> bool:
         and all(part.shape[-2:] == like.shape[-2:] and part.is_contiguous() for part in states)
         and all(value.ndim == 0 or value.shape == like.shape[-1:] for value in own)
     )
+
+
+def _numbers(taken: Tensor | Spikes, like: Tensor) -> Tensor:
+    return unpacked(taken, like.dtype) if isinstance(taken, Spikes) else taken
+
+
+def _as_bits(taken: Tensor | Spikes) -> Tensor | Spikes:
+    """Inputs as bits where they are spikes, of which there are fewer to add."""
+    if isinstance(taken, Spikes):
+        return taken
+    taken = taken.contiguous()
+    spikes = packed(taken)
+    return taken if spikes is None else spikes
 
 
 def _spread(drive: Tensor, traces: Tensor) -> Tensor:

@@ -31,61 +31,63 @@ ROWS = 256  # of a product's output that are run through before the next block o
 INPUTS = 512  # of a gradient that are summed over all rows before the next ones
 AT_ONCE = 2  # rows of a matrix that are added at a time
 
-_NUMBER = object()  # in a signature: the type of the numbers
+NUMBER = object()  # in a signature: the type of the numbers
 _Write = Callable[[Any, Any, list[Any]], Any]
 
 
 # -- instructions ------------------------------------------------------------------------------------------------------
 
 
-def _instruction(result: Any, *arguments: Any) -> Callable[[_Write], Any]:
-    """A function for kernels, of LLVM's instructions, which `write(builder, type of a number, arguments)` writes.
+def instruction(result: Any, *arguments: Any) -> Callable[[_Write], Any]:
+    """A function for kernels, of LLVM's instructions, which `body(builder, type of a number, arguments)` writes.
 
-    It takes one more argument than is said here: any number, which says by its type what `_NUMBER` is.
+    It takes one more argument than is said here: any number, which says by its type what `NUMBER` is.
     """
 
-    def decorate(write: _Write) -> Any:
+    def decorate(body: _Write) -> Any:
         def typed(typing: Any, *given: Any) -> Any:  # noqa: ARG001
             def generate(context: Any, builder: Any, signature: Any, values: list[Any]) -> Any:
-                written = write(builder, context.get_value_type(signature.args[-1]), values[:-1])
+                written = body(builder, context.get_value_type(signature.args[-1]), values[:-1])
                 return context.get_dummy_value() if written is None else written
 
-            kinds = [given[-1] if kind is _NUMBER else kind for kind in arguments]
+            kinds = [given[-1] if kind is NUMBER else kind for kind in arguments]
             return result(*kinds, given[-1]), generate
 
         names = ["typing", *(f"argument_{i}" for i in range(len(arguments))), "number"]
         parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
         typed.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        typed.__name__ = write.__name__
+        typed.__name__ = body.__name__
         return intrinsic(typed)
 
     return decorate
 
 
-def _size(number: Any) -> int:
+def size_of(number: Any) -> int:
     """The bytes of a number."""
     return 4 if isinstance(number, ir.FloatType) else 8
 
 
-def _read(builder: Any, number: Any, count: int, address: Any) -> Any:
+def read(builder: Any, number: Any, count: int, address: Any) -> Any:
     """So many numbers as a vector."""
     place = builder.inttoptr(address, ir.VectorType(number, count).as_pointer())
-    return builder.load(place, align=_size(number))
+    return builder.load(place, align=size_of(number))
 
 
-def _write(builder: Any, vector: Any, address: Any) -> None:
+def write(builder: Any, vector: Any, address: Any) -> None:
+    """A vector of numbers to an address."""
     place = builder.inttoptr(address, vector.type.as_pointer())
-    builder.store(vector, place, align=_size(vector.type.element))
+    builder.store(vector, place, align=size_of(vector.type.element))
 
 
-def _same(builder: Any, vector: Any, number: Any) -> Any:
+def same(builder: Any, vector: Any, number: Any) -> Any:
     """A vector of a number, of the type of another vector."""
     lane = builder.insert_element(ir.Constant(vector.type, ir.Undefined), number, ir.IntType(32)(0))
     mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.type.count), None)
     return builder.shuffle_vector(lane, lane, mask)
 
 
-def _constant(vector: Any, value: float) -> Any:
+def constant(vector: Any, value: float) -> Any:
+    """A vector of a value."""
     return ir.Constant(vector, [value] * vector.count)
 
 
@@ -93,39 +95,39 @@ def _as_flags(builder: Any, word: Any) -> Any:
     return builder.bitcast(word, ir.VectorType(ir.IntType(1), WORD))
 
 
-@_instruction(types.uint64, types.int64)
+@instruction(types.uint64, types.int64)
 def _not_zero(builder: Any, number: Any, arguments: list[Any]) -> Any:
     """Of 64 numbers at an address, a word of those that are not 0, NaN among them."""
-    x = _read(builder, number, WORD, arguments[0])
-    return builder.bitcast(builder.fcmp_unordered("!=", x, _constant(x.type, 0.0)), ir.IntType(WORD))
+    x = read(builder, number, WORD, arguments[0])
+    return builder.bitcast(builder.fcmp_unordered("!=", x, constant(x.type, 0.0)), ir.IntType(WORD))
 
 
-@_instruction(types.uint64, types.int64)
+@instruction(types.uint64, types.int64)
 def _one(builder: Any, number: Any, arguments: list[Any]) -> Any:
     """Of 64 numbers at an address, a word of those that are 1."""
-    x = _read(builder, number, WORD, arguments[0])
-    return builder.bitcast(builder.fcmp_ordered("==", x, _constant(x.type, 1.0)), ir.IntType(WORD))
+    x = read(builder, number, WORD, arguments[0])
+    return builder.bitcast(builder.fcmp_ordered("==", x, constant(x.type, 1.0)), ir.IntType(WORD))
 
 
-@_instruction(types.int64, types.uint64)
+@instruction(types.int64, types.uint64)
 def _count(builder: Any, number: Any, arguments: list[Any]) -> Any:  # noqa: ARG001
     """The ones of a word."""
     return builder.ctpop(arguments[0])
 
 
-@_instruction(types.void, types.uint64, types.int64)
+@instruction(types.void, types.uint64, types.int64)
 def spread(builder: Any, number: Any, arguments: list[Any]) -> None:
     """A word as 64 numbers, at an address."""
     word, target = arguments
-    _write(builder, builder.uitofp(_as_flags(builder, word), ir.VectorType(number, WORD)), target)
+    write(builder, builder.uitofp(_as_flags(builder, word), ir.VectorType(number, WORD)), target)
 
 
-@_instruction(types.void, types.int64, types.int64, types.int64, types.int64, types.int64, _NUMBER, _NUMBER)
+@instruction(types.void, types.int64, types.int64, types.int64, types.int64, types.int64, NUMBER, NUMBER)
 def _fold_column(builder: Any, number: Any, arguments: list[Any]) -> None:
     """64 traces over the steps of a window: read at one address, written at another, small ones as 0."""
     words, stride, steps, old, new, decay, least = arguments
-    z_0 = _read(builder, number, WORD, old)
-    decays, ones = _same(builder, z_0, decay), _constant(z_0.type, 1.0)
+    z_0 = read(builder, number, WORD, old)
+    decays, ones = same(builder, z_0, decay), constant(z_0.type, 1.0)
     before = builder.block
     body, after = builder.append_basic_block("step"), builder.append_basic_block("folded")
     builder.branch(body)
@@ -140,9 +142,34 @@ def _fold_column(builder: Any, number: Any, arguments: list[Any]) -> None:
         phi.add_incoming(first, before)
         phi.add_incoming(next_, body)
     builder.position_at_end(after)
-    bound = _same(builder, z_0, least)
+    bound = same(builder, z_0, least)
     large = builder.or_(builder.fcmp_ordered(">", z_1, bound), builder.fcmp_ordered("<", z_1, builder.fneg(bound)))
-    _write(builder, builder.select(large, z_1, _constant(z_1.type, 0.0)), new)
+    write(builder, builder.select(large, z_1, constant(z_1.type, 0.0)), new)
+
+
+def add_rows(builder: Any, number: Any, vectors: int, block: Any, word_0: Any, total_0: Any) -> Any:
+    """The sum of a row, so many vectors long, and those rows of a block of 64 that a word, which is not 0, says."""
+    width = total_0.type.count
+    before = builder.block
+    body, after = builder.append_basic_block("rows"), builder.append_basic_block("added")
+    builder.branch(body)
+    builder.position_at_end(body)
+    word, total = builder.phi(word_0.type), builder.phi(total_0.type)
+    left, rows = word, []
+    for _ in range(AT_ONCE):
+        lowest = builder.cttz(left, ir.IntType(1)(0))
+        left = builder.and_(left, builder.sub(left, left.type(1)))
+        place = builder.add(block, builder.mul(lowest, lowest.type(vectors * VECTOR)))
+        rows.append(read(builder, number, width, place))
+    while len(rows) > 1:
+        rows = [builder.fadd(a, b) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    total_1 = builder.fadd(total, rows[0])
+    builder.cbranch(builder.icmp_unsigned("!=", left, left.type(0)), body, after)
+    for phi, first, next_ in ((word, word_0, left), (total, total_0, total_1)):
+        phi.add_incoming(first, before)
+        phi.add_incoming(next_, body)
+    builder.position_at_end(after)
+    return total_1
 
 
 def _adding(vectors: int) -> Any:
@@ -151,31 +178,13 @@ def _adding(vectors: int) -> Any:
     They are summed first, and the sum is added: long sums lose fewer digits.
     """
 
-    @_instruction(types.void, types.int64, types.int64, types.uint64)
+    @instruction(types.void, types.int64, types.int64, types.uint64)
     def _add(builder: Any, number: Any, arguments: list[Any]) -> None:
-        block, target, word_0 = arguments
-        width = vectors * VECTOR // _size(number)
-        total_0 = _constant(ir.VectorType(number, width), 0.0)
-        before = builder.block
-        body, after = builder.append_basic_block("rows"), builder.append_basic_block("added")
-        builder.branch(body)
-        builder.position_at_end(body)
-        word, total = builder.phi(word_0.type), builder.phi(total_0.type)
-        left, rows = word, []
-        for _ in range(AT_ONCE):
-            lowest = builder.cttz(left, ir.IntType(1)(0))
-            left = builder.and_(left, builder.sub(left, left.type(1)))
-            place = builder.add(block, builder.mul(lowest, lowest.type(vectors * VECTOR)))
-            rows.append(_read(builder, number, width, place))
-        while len(rows) > 1:
-            rows = [builder.fadd(a, b) for a, b in zip(rows[::2], rows[1::2], strict=True)]
-        total_1 = builder.fadd(total, rows[0])
-        builder.cbranch(builder.icmp_unsigned("!=", left, left.type(0)), body, after)
-        for phi, first, next_ in ((word, word_0, left), (total, total_0, total_1)):
-            phi.add_incoming(first, before)
-            phi.add_incoming(next_, body)
-        builder.position_at_end(after)
-        _write(builder, builder.fadd(_read(builder, number, width, target), total_1), target)
+        block, target, word = arguments
+        width = vectors * VECTOR // size_of(number)
+        nothing = constant(ir.VectorType(number, width), 0.0)
+        total = add_rows(builder, number, vectors, block, word, nothing)
+        write(builder, builder.fadd(read(builder, number, width, target), total), target)
 
     return _add
 
@@ -186,15 +195,15 @@ _add_1, _add_2, _add_4, _add_8 = _adding(1), _adding(2), _adding(4), _adding(8)
 def _turning(adds: bool) -> Any:
     """Transpose a square of numbers as wide as a vector, from one address to another, each with a distance of rows."""
 
-    @_instruction(types.void, types.int64, types.int64, types.int64, types.int64)
+    @instruction(types.void, types.int64, types.int64, types.int64, types.int64)
     def _turn(builder: Any, number: Any, arguments: list[Any]) -> None:
         source, source_step, target, target_step = arguments
-        side = VECTOR // _size(number)
+        side = VECTOR // size_of(number)
 
         def at(address: Any, step: Any, row: int) -> Any:
             return builder.add(address, builder.mul(step, step.type(row)))
 
-        rows = [_read(builder, number, side, at(source, source_step, i)) for i in range(side)]
+        rows = [read(builder, number, side, at(source, source_step, i)) for i in range(side)]
         half = side // 2
         while half:  # swap the upper right and the lower left quarter of each square of 2 half rows
             lane = [j for j in range(side) if not j & half]
@@ -207,7 +216,7 @@ def _turning(adds: bool) -> Any:
             half //= 2
         for i, row in enumerate(rows):
             place = at(target, target_step, i)
-            _write(builder, builder.fadd(_read(builder, number, side, place), row) if adds else row, place)
+            write(builder, builder.fadd(read(builder, number, side, place), row) if adds else row, place)
 
     return _turn
 
@@ -219,7 +228,7 @@ _turn, _turn_and_add = _turning(False), _turning(True)
 
 
 @_loop
-def _word_at(words: Any, bit: int, count: int) -> Any:
+def word_at(words: Any, bit: int, count: int) -> Any:
     """So many bits, at most 64, from one on; `words` are those of a step."""
     word, shift = bit >> 6, np.uint64(bit & 63)
     low = words[word] >> shift
@@ -231,7 +240,7 @@ def _word_at(words: Any, bit: int, count: int) -> Any:
 
 
 @_loop
-def _vectors(columns: int, lanes: int) -> int:
+def vectors_of(columns: int, lanes: int) -> int:
     """How many vectors of so many lanes a row of these columns is stored in, 1, 2, 4 or 8; the rest comes later."""
     vectors = 1
     while vectors < 8 and vectors * lanes < columns:
@@ -252,14 +261,14 @@ def _add(block: int, target: int, word: Any, vectors: int, zero: Any) -> None:
 
 
 @_loop
-def _aligned(scratch: Any) -> int:
+def aligned(scratch: Any) -> int:
     """The first address in an array at the border of a vector."""
     address: int = scratch.ctypes.data
     return -(-address // VECTOR) * VECTOR
 
 
 @_loop
-def _transpose(
+def transpose(
     source: int,
     source_step: int,
     rows: int,
@@ -342,7 +351,7 @@ def unpack(real: Any) -> Any:
             bit, last = lane * n, (lane + more) * n
             while bit < last:
                 count = min(WORD, last - bit)
-                word = _word_at(words, bit, count)
+                word = word_at(words, bit, count)
                 if count == WORD:
                     spread(word, out, zero)
                 else:
@@ -405,7 +414,7 @@ def panels(real: Any) -> Any:
         zero = real(0)
         blocks = -(-n // WORD)
         for first in range(0, m, 8 * side):
-            width = _vectors(m - first, side) * side
+            width = vectors_of(m - first, side) * side
             columns = min(width, m - first)
             for block in range(begin // WORD, -(-end // WORD)):
                 place = a[5] + (first * blocks + block * width) * (WORD + 1) * size
@@ -413,7 +422,7 @@ def panels(real: Any) -> Any:
                 numbers = carray(_pointer(place), (WORD + 1) * width, real)
                 numbers[(WORD if columns == width else 0) * width :] = zero
                 source = a[4] + (first * n + block * WORD) * size
-                _transpose(source, n, columns, inputs, place, width, size, False, real)
+                transpose(source, n, columns, inputs, place, width, size, False, real)
 
     return run
 
@@ -432,7 +441,7 @@ def gather(real: Any) -> Any:
         in_step, blocks = -(-lanes * n // WORD), -(-n // WORD)
         scratch = np.empty((ROWS + 1) * 8 * side, real)
         for first in range(0, m, 8 * side):
-            vectors = _vectors(m - first, side)
+            vectors = vectors_of(m - first, side)
             width = vectors * side
             columns = min(width, m - first)
             for top in range(begin, end, ROWS):
@@ -440,7 +449,7 @@ def gather(real: Any) -> Any:
                 out, step = a[7] + (top * m + first) * size, m * size
                 target = out
                 if width < m or columns < width:
-                    target, step = _aligned(scratch), width * size
+                    target, step = aligned(scratch), width * size
                 for i in range(columns if a[8] != 0 else 0):
                     first_row[i] = bias[first + i]
                 for r in range(rows):
@@ -451,7 +460,7 @@ def gather(real: Any) -> Any:
                     t, lane = top // lanes, top % lanes
                     for r in range(rows):
                         words = carray(_pointer(a[5] + t * in_step * 8), in_step, np.uint64)
-                        word = _word_at(words, lane * n + block * WORD, count)
+                        word = word_at(words, lane * n + block * WORD, count)
                         if word != np.uint64(0):
                             _add(matrix, target + r * step, word, vectors, zero)
                         lane += 1
@@ -468,7 +477,7 @@ def gather(real: Any) -> Any:
 
 
 @_loop
-def _turn_words(x: Any, y: Any) -> None:
+def turn_words(x: Any, y: Any) -> None:
     """Transpose 64 words of 64 bits; y is scratch."""
     mask, shift = np.uint64(0xFFFFFFFF), 32
     while shift:
@@ -502,11 +511,11 @@ def turn(_real: Any) -> Any:
                 x[:] = np.uint64(0)
                 for r in range(min(WORD, rows - top)):
                     words = carray(_pointer(a[5] + t * in_step * 8), in_step, np.uint64)
-                    x[r] = _word_at(words, lane * n + first, count)
+                    x[r] = word_at(words, lane * n + first, count)
                     lane += 1
                     if lane == lanes:
                         t, lane = t + 1, 0
-                _turn_words(x, y)
+                turn_words(x, y)
                 for j in range(count):
                     out[first + j] = x[j]
 
@@ -528,10 +537,10 @@ def gather_t(real: Any) -> Any:
         rows, n, m, begin, end, adds, kept = a[0], a[1], a[2], a[3], a[4], a[5] != 0, a[9]
         zero = real(0)
         scratch = np.empty((INPUTS + WORD + 2) * 8 * side, real)
-        block = _aligned(scratch)
+        block = aligned(scratch)
         total = block + (WORD + 1) * 8 * VECTOR
         for first in range(0, m, 8 * side):
-            vectors = _vectors(m - first, side)
+            vectors = vectors_of(m - first, side)
             width = vectors * side
             columns = min(width, m - first)
             carray(_pointer(block), (WORD + 1) * width, real)[:] = zero
@@ -554,7 +563,7 @@ def gather_t(real: Any) -> Any:
                     for i in range(inputs * width):
                         known[i] += sums[i]
                 else:
-                    _transpose(total, width, inputs, columns, a[8] + (first * n + left) * size, n, size, adds, real)
+                    transpose(total, width, inputs, columns, a[8] + (first * n + left) * size, n, size, adds, real)
         scratch[0] = zero  # so that numba does not let go of it before: for it an address is no use
 
     return run
@@ -570,9 +579,9 @@ def turn_back(real: Any) -> Any:
         a = carray(_pointer(address), 7, np.int64)
         n, m, begin, end, adds = a[0], a[1], a[2], a[3], a[4] != 0
         for first in range(0, m, 8 * side):
-            width = _vectors(m - first, side) * side
+            width = vectors_of(m - first, side) * side
             source, target = a[5] + (first * n + begin * width) * size, a[6] + (first * n + begin) * size
-            _transpose(source, width, end - begin, min(width, m - first), target, n, size, adds, real)
+            transpose(source, width, end - begin, min(width, m - first), target, n, size, adds, real)
 
     return run
 

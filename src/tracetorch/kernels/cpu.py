@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..functional.scan import Form, Record, Reverse, Scan, State, Values
+from ..functional.scan import Form, Record, Reverse, Scan, State, Sums, Values
 from ..functional.spikes import WORD, Spikes
 from ..functional.spikes import GradientSum as SumOfGradients
 from ..functional.trace import Stage
@@ -318,6 +318,7 @@ class Backwards(NamedTuple):
     first: Sequence[int] = (0, 0)
     own: Sequence[int] = (0, 0, 0, 0, 0)
     total: int = 0
+    driven: int = 0  # of a probe
 
 
 def spiking_reverse_table(
@@ -347,7 +348,7 @@ def spiking_reverse_table(
     kind = [firing_code(form), _RESETS[form.reset], form.delayed, form.attached, surrogate_code(form)]
     head = [size, m, 0, size, *steps, *kind, constants.buffer_info()[0], *signal, out_step, places.ls, places.u]
     head += [*places.record, *places.start, *places.ahead, *places.leftover, *places.first, places.out, *places.own]
-    return [*head, places.total, *values]
+    return [*head, places.total, *values, places.driven]
 
 
 def spiking_reverse(
@@ -371,6 +372,7 @@ def spiking_reverse(
     leftover = State(*[None if part is None else u.new_empty(shape) for part in state])  # type: ignore[arg-type]
     first = State(u.new_empty(shape), None if start.cur is None else u.new_empty(shape))
     own = {name: u.new_empty(shape) for name in wanted}
+    sums = Sums(u.new_empty(shape), u.new_empty(shape)) if signal[0] == 2 else None
     constants, own_values = constants_of(form), parameters(values)
     came = [0, 0, 0, 0] if ahead is None else [address(part) for part in ahead]
     if not needs_spk:
@@ -385,6 +387,7 @@ def spiking_reverse(
         [address(part) for part in leftover],
         [address(first.mem), address(first.cur)],
         [address(own.get(name)) for name in _OWN],
+        *(() if sums is None else map(address, sums)),
     )
 
     def table(steps: tuple[int, int], places: Backwards) -> list[int]:
@@ -396,7 +399,7 @@ def spiking_reverse(
     width = u.element_size()
     for probe in range(probes):
         here = probe * size * width
-        ahead_, left, firsts, sums = (
+        ahead_, left, firsts, of_own = (
             [p and p + here for p in part] for part in (places.ahead, places.leftover, places.first, places.own)
         )
         of_probe = places._replace(
@@ -405,10 +408,12 @@ def spiking_reverse(
             ahead=ahead_,
             leftover=left,
             first=firsts,
-            own=sums,
+            own=of_own,
+            total=places.total and places.total + here,
+            driven=places.driven and places.driven + here,
         )
         run_in_parts("spiking_reverse", dtype, table((0, steps), of_probe), 2, BLOCK, steps * size)
-    return Reverse(h, first, leftover, own)
+    return Reverse(h, first, leftover, own, sums)
 
 
 def recalled_reverse(
@@ -562,7 +567,7 @@ def advance_matrix(
     before: Tensor,
     g: Tensor,
     border: Tensor,
-    taken: Tensor,
+    taken: Tensor | Spikes,
     past: Tensor,
     decay: Tensor,
     *,
@@ -570,30 +575,42 @@ def advance_matrix(
     carried: Tensor | None = None,
     overwrite: bool = False,
 ) -> Tensor:
-    """`functional.trace.advance_matrix`, where asked written over `before`.
+    """`functional.trace.advance_matrix`, where asked written over `before`; of both, `.mT` is contiguous.
 
     With a signal (B, H, m), what `carry_matrix` makes of it is written to `carried` (m, n) on the way.
     """
     lanes, h, m, n = before.shape
-    new = before if overwrite else memory.empty(before.shape, before.dtype)
-    table = [len(g), lanes, h, m, n, border.shape[2], 0, m]
-    table += [address(tensor) for tensor in (before, g, border, taken, past, decay, new, signal, carried)]
-    run_in_parts("advance_matrix", before.dtype, table, 6, matrices.ROWS, len(g) * before.numel())
-    return new
+    rows = before.mT
+    new = rows if overwrite else memory.empty(rows.shape, rows.dtype)
+    name, inputs = ("advance_matrix_bits", taken.words) if isinstance(taken, Spikes) else ("advance_matrix", taken)
+    table = [len(g), lanes, h, m, n, border.shape[2], 0, n]
+    table += [address(tensor) for tensor in (rows, g, border, inputs, past, decay, new, signal, carried)]
+    run_in_parts(name, before.dtype, table, 6, WORD, len(g) * before.numel())
+    return new.mT
 
 
-def carry_advanced(signal: Tensor, before: Tensor, *window: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor]:
+def carry_advanced(
+    signal: Tensor,
+    before: Tensor,
+    g: Tensor,
+    border: Tensor,
+    taken: Tensor | Spikes,
+    past: Tensor,
+    decay: Tensor,
+    *,
+    overwrite: bool = False,
+) -> tuple[Tensor, Tensor]:
     """`functional.trace.carry_advanced`, where asked written over `before`: the matrices are read once."""
     carried = memory.empty(before.shape[2:], before.dtype)
-    new = advance_matrix(before, *window, signal=signal, carried=carried, overwrite=overwrite)
+    new = advance_matrix(before, g, border, taken, past, decay, signal=signal, carried=carried, overwrite=overwrite)
     return carried, new
 
 
 def carry_matrix(signal: Tensor, matrix: Tensor) -> Tensor:
-    """`functional.trace.carry_matrix`."""
+    """`functional.trace.carry_matrix`; `matrix.mT` is contiguous."""
     lanes, h, m, n = matrix.shape
     out = memory.empty((m, n), matrix.dtype)
-    table = [lanes * h, m, n, 0, m, signal.data_ptr(), matrix.data_ptr(), out.data_ptr()]
+    table = [lanes * h, m, n, 0, n, signal.data_ptr(), matrix.data_ptr(), out.data_ptr()]
     run_in_parts("carry_matrix", matrix.dtype, table, 3, 8, matrix.numel())
     return out
 

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..functional.scan import NOTHING, Form, Record, Reverse, Scan, State, Values
+from ..functional.scan import NOTHING, Form, Record, Reverse, Scan, State, Sums, Values, threshold_of
 from ..functional.trace import Stage
 from .forms import FIRINGS, SURROGATES, add_recurrent, draws
 
@@ -680,7 +680,12 @@ def spiking_reverse(
     same |= _states(leftover, "left_{}") | _kind(form) | _parameters(values)
     if recurrent is None:
         _launch(_spiking_reverse, u, lanes * m, probes, **same, **_states(ahead, "ahead_{}"), first=0, last=steps)
-        return Reverse(h, first, leftover, own)
+        sums = None
+        if probed:
+            assert ls is not None
+            psi = form.firing.slope(u, threshold_of(record, values))
+            sums = Sums(h.sum(0), (psi * ls).sum(0))
+        return Reverse(h, first, leftover, own, sums)
     for t in range(steps - 1, -1, -1):  # what comes back through U is a product of all neurons' gradients
         _launch(_spiking_reverse, u, lanes * m, **same, **_states(ahead, "ahead_{}"), first=t, last=t + 1)
         assert leftover.spk is not None

@@ -375,9 +375,10 @@ def spiking_reverse(real: Any) -> Any:
         wants_beta, wants_alpha, wants_theta, wants_kappa = a[34] != 0, a[35] != 0, a[36] != 0, a[37] != 0
         wants_c = wants_theta or wants_kappa or adapts
         plain = firing <= STRICT and reset == SUBTRACT and not (adapts or delayed or attached)
-        plain = plain and ls_kind <= 1 and a[26] == 0 and not wants_beta
-        plainest = plain and ls_kind == 1 and gain == real(1) and not (has_cur or leaks or wants_theta or wants_alpha)
-        block = np.zeros((27, BLOCK), real)
+        plain = plain and a[26] == 0 and not wants_beta
+        plainest = plain and ls_kind >= 1 and gain == real(1) and not (has_cur or leaks or wants_theta or wants_alpha)
+        plain = plain and ls_kind <= 1
+        block = np.zeros((28, BLOCK), real)
         beta, theta, alpha, rho, kappa = block[0], block[1], block[2], block[3], block[4]
         dv, di, da, dy = block[5], block[6], block[7], block[8]
         e, g, h, u, theta_t, y, s, psi, counted = (
@@ -392,12 +393,12 @@ def spiking_reverse(real: Any) -> Any:
             block[17],
         )
         d_beta, d_alpha, d_theta, d_kappa, d_rho = block[18], block[19], block[20], block[21], block[22]
-        before, s_before, c, total = block[23], block[24], block[25], block[26]
+        before, s_before, c, total, driven = block[23], block[24], block[25], block[26], block[27]
         for start in range(begin, end, BLOCK):
             n = min(BLOCK, end - start)
             block[5:9] = 0
             block[18:23] = 0
-            total[:] = 0
+            block[26:28] = 0
             _fill(beta, carray(_pointer(a[40]), m, real), a[41], start, n, m)
             _fill(theta, carray(_pointer(a[42]), m, real), a[43], start, n, m)
             if has_cur:
@@ -418,8 +419,19 @@ def spiking_reverse(real: Any) -> Any:
                 at = t * size + start
                 if plainest:
                     row = t * out_step + start
-                    signal, sent = ls[t * ls_step + start : t * ls_step + start + n], out[row : row + n]
+                    sent = out[row : row + n]
                     surrogate(psi, us[at : at + n], n, kind, width)
+                    if ls_kind == 2:
+                        probe = ls[t * ls_step]
+                        for i in range(n):
+                            e[i] = psi[i] * probe
+                            driven[i] += e[i]
+                            g[i] = e[i] + dv[i]
+                            sent[i] = g[i]
+                            total[i] += g[i]
+                            dv[i] = beta[i] * g[i]
+                        continue
+                    signal = ls[t * ls_step + start : t * ls_step + start + n]
                     for i in range(n):
                         g[i] = psi[i] * signal[i] + dv[i]
                         sent[i] = g[i]
@@ -447,6 +459,7 @@ def spiking_reverse(real: Any) -> Any:
                         probe = ls[t * ls_step] if ls_kind == 2 else real(0)
                         for i in range(n):
                             e[i] = psi[i] * probe
+                            driven[i] += e[i]
                     if has_dy:
                         for i in range(n):
                             e[i] += psi[i] * dy[i]
@@ -542,6 +555,8 @@ def spiking_reverse(real: Any) -> Any:
                     store(carray(_pointer(a[34 + k]), size, real), start, block[18 + k], n)
             if a[39] != 0:
                 store(carray(_pointer(a[39]), size, real), start, total, n)
+            if a[51] != 0:
+                store(carray(_pointer(a[51]), size, real), start, driven, n)
 
     return run
 

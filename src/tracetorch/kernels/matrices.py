@@ -1,7 +1,8 @@
 """Kernels for the matrices of `Eligibility`; like `loops.py`, each takes the address of one table.
 
 The matrices are far larger than any cache, so that each is read and written once, a few rows of it at a time, which are
-held in registers while all terms of a window are added to them.
+held in registers while all terms of a window are added to them. They lie in memory input by input: a row is what all
+neurons have of one input. Where inputs are spikes, only the steps in which an input was active are added to its row.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from numba import carray, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ..functional.spikes import WORD
+from . import bits
+from .bits import NUMBER, constant, instruction, read, same, write
 from .jit import kernel as _kernel
 from .jit import least_kept
 from .jit import loop as _loop
@@ -26,6 +30,9 @@ from .loops import store as _store
 _features = binding.get_host_cpu_features()
 VECTOR = 64 if _features.get("avx512f") else 32 if _features.get("avx2") else 16  # bytes in a register
 ROWS = 8 if _features.get("avx512f") or not _features.get("sse2") else 4  # three times as many registers, and some
+
+AHEAD, NEAR = 8, 2**15  # where inputs are spikes: rows that are fetched ahead; bytes that are near
+EXPONENT = {4: 0x70000000, 8: 0x7E00000000000000}  # bits none of which is set in numbers as small as 2^-96 or 2^-992
 
 
 @_loop
@@ -40,21 +47,29 @@ def _address(array: Any) -> Any:
     return np.int64(array.ctypes.data)
 
 
+def _fetch(builder: Any, address: Any) -> None:
+    """Have the nearest cache fetch what will be read."""
+    byte = ir.IntType(8).as_pointer()
+    function = ir.FunctionType(ir.VoidType(), [byte, *[cgutils.int32_t] * 3])
+    prefetch = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
+    builder.call(prefetch, [builder.inttoptr(address, byte), *(cgutils.int32_t(code) for code in (0, 3, 1))])
+
+
 def _tile(vectors: int) -> Any:
     """`new = decay * old + factors^T columns` for `ROWS` rows of so many vectors, held in registers meanwhile.
 
     Takes the decay and a tuple of integers: the addresses of both, of which `new` may be `old`; how many bytes it is
     from a row to the next; the address of what will be `old` soon; those of the factors (terms, ROWS) and the columns
     (terms, the width of the rows), both without gaps; the number of terms; the address of rows to which `new` times the
-    signals (ROWS) is added, 0 for none, and that of the signals.
+    signal, one number for each column, is added, 0 for none, and that of the signal.
     """
 
     def typed(typing: Any, decay: Any, integers: Any) -> Any:  # noqa: ARG001
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             decay, integers = arguments
-            old, new, step, ahead, factors, columns, terms, out, signals = cgutils.unpack_tuple(builder, integers, 9)
+            old, new, step, ahead, factors, columns, terms, out, signal = cgutils.unpack_tuple(builder, integers, 9)
             bits = signature.args[0].bitwidth
-            size, byte, number = bits // 8, ir.IntType(8), decay.type
+            size, number = bits // 8, decay.type
             vector = ir.VectorType(number, VECTOR // size)
 
             def intrinsic_of(name: str, result: Any, taken: list[Any]) -> Any:
@@ -64,9 +79,6 @@ def _tile(vectors: int) -> Any:
             size_of = intrinsic_of(f"llvm.fabs.v{VECTOR // size}f{bits}", vector, [vector])
             smallest = float(least_kept(np.float32 if bits == 32 else np.float64))
             least = ir.Constant(vector, [smallest] * vector.count)
-            hint = [byte.as_pointer(), *[cgutils.int32_t] * 3]
-            fetch = intrinsic_of("llvm.prefetch.p0", ir.VoidType(), hint)
-            for_reading = [ir.Constant(cgutils.int32_t, code) for code in (0, 3, 1)]  # into the nearest cache
 
             def moved(address: Any, distance: int) -> Any:
                 return builder.add(address, ir.Constant(address.type, distance))
@@ -94,7 +106,7 @@ def _tile(vectors: int) -> Any:
                 stays = builder.fcmp_unordered(">", builder.call(size_of, [decayed]), least)
                 builder.store(builder.select(stays, decayed, ir.Constant(vector, None)), sums[-1])
             for place in places:
-                builder.call(fetch, [pointer(builder.add(ahead, place), byte), *for_reading])
+                _fetch(builder, builder.add(ahead, place))
             with cgutils.for_range(builder, terms) as loop:
                 column = builder.add(columns, builder.mul(loop.index, ir.Constant(terms.type, VECTOR * vectors)))
                 factor = builder.add(factors, builder.mul(loop.index, ir.Constant(terms.type, size * ROWS)))
@@ -106,11 +118,13 @@ def _tile(vectors: int) -> Any:
             for place, total in zip(places, sums, strict=True):
                 builder.store(builder.load(total), pointer(builder.add(new, place), vector), align=size)
             with builder.if_then(builder.icmp_signed("!=", out, ir.Constant(out.type, 0))):
+                by = [load(moved(signal, VECTOR * v), vector) for v in range(vectors)]
                 for row in range(ROWS):
-                    by = spread(load(moved(signals, size * row), number))
                     for v in range(vectors):
                         at = builder.add(out, places[row * vectors + v])
-                        added = builder.call(add_product, [by, builder.load(sums[row * vectors + v]), load(at, vector)])
+                        added = builder.call(
+                            add_product, [by[v], builder.load(sums[row * vectors + v]), load(at, vector)]
+                        )
                         builder.store(added, pointer(at, vector), align=size)
             return context.get_dummy_value()
 
@@ -123,31 +137,31 @@ _tile_1, _tile_2, _tile_3 = _tile(1), _tile(2), _tile(3)
 
 
 @_loop
-def _pack_columns(columns: Any, window: Any, at: int, term: int, terms: int, n: int, panel: int) -> None:
-    """One term's n entries among the columns, which stand panel by panel, and in a panel term by term."""
+def _pack_columns(columns: Any, window: Any, at: int, term: int, terms: int, m: int, panel: int) -> None:
+    """One term's m entries among the columns, which stand panel by panel, and in a panel term by term."""
     wide = VECTOR // columns.itemsize
-    for start in range(0, n, panel):
-        room = min(panel, -(-(n - start) // wide) * wide)
-        _load(columns[start * terms + term * room :], window, at + start, min(panel, n - start))
+    for start in range(0, m, panel):
+        room = min(panel, -(-(m - start) // wide) * wide)
+        _load(columns[start * terms + term * room :], window, at + start, min(panel, m - start))
 
 
 @_loop
-def _pack_rows(rows: Any, window: Any, at: int, term: int, distance: int, m: int) -> None:
-    """One term's m factors among the rows, which stand in blocks of `ROWS`."""
-    part = window[at : at + m]
-    whole = m // ROWS
+def _pack_rows(rows: Any, window: Any, at: int, term: int, distance: int, n: int) -> None:
+    """One term's n factors among the rows, which stand in blocks of `ROWS`."""
+    part = window[at : at + n]
+    whole = n // ROWS
     for block in range(whole):
         to, start = block * distance + term * ROWS, block * ROWS
         for k in range(ROWS):
             rows[to + k] = part[start + k]
-    for k in range(m - whole * ROWS):
+    for k in range(n - whole * ROWS):
         rows[whole * distance + term * ROWS + k] = part[whole * ROWS + k]
 
 
 @_sum
-def _add_row(out: Any, x: Any, factor: Any, n: int) -> None:
+def _add_product(out: Any, x: Any, factors: Any, n: int) -> None:
     for j in range(n):
-        out[j] += factor * x[j]
+        out[j] += factors[j] * x[j]
 
 
 def advance_matrix(real: Any) -> Any:
@@ -161,7 +175,7 @@ def advance_matrix(real: Any) -> Any:
         a = carray(_pointer(address), 17, np.int64)
         steps, lanes, nodes, m, n, stages, begin, end = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]
         before, g = (
-            carray(_pointer(a[8]), lanes * nodes * m * n, real),
+            carray(_pointer(a[8]), lanes * nodes * n * m, real),
             carray(_pointer(a[9]), steps * nodes * lanes * m, real),
         )
         border, taken = (
@@ -169,58 +183,57 @@ def advance_matrix(real: Any) -> Any:
             carray(_pointer(a[11]), steps * lanes * n, real),
         )
         past, decay = carray(_pointer(a[12]), lanes * stages * n, real), carray(_pointer(a[13]), nodes, real)
-        new = carray(_pointer(a[14]), lanes * nodes * m * n, real)
-        signal, out = carray(_pointer(a[15]), lanes * nodes * m, real), carray(_pointer(a[16]), m * n, real)
+        new = carray(_pointer(a[14]), lanes * nodes * n * m, real)
         carries = a[16] != 0
         size = before.itemsize
         wide = VECTOR // size
         mine = end - begin
         panel, terms, blocks = 3 * wide, steps + stages, -(-mine // ROWS)
-        distance = nodes * terms * ROWS
-        rows, columns = _aligned(blocks * distance, real), _aligned(terms * -(-n // wide) * wide, real)
-        edge, signals = _aligned(ROWS * panel, real), np.zeros(blocks * nodes * ROWS, real)
-        rows_at, columns_at = _address(rows), _address(columns)
-        edge_at, signals_at = _address(edge), _address(signals)
-        if carries:
-            for i in range(begin * n, end * n):
-                out[i] = real(0)
+        width_m = -(-m // wide) * wide
+        distance = terms * ROWS
+        rows, columns = _aligned(blocks * distance, real), _aligned(nodes * terms * width_m, real)
+        edge, signals = _aligned(ROWS * panel, real), _aligned(nodes * width_m, real)
+        total = np.zeros(mine * m if carries else 0, real)
+        rows_at, columns_at, edge_at = _address(rows), _address(columns), _address(edge)
+        signals_at, total_at = _address(signals), _address(total)
         for lane in range(lanes):
             for t in range(steps):
-                _pack_columns(columns, taken, (t * lanes + lane) * n, t, terms, n, panel)
+                _pack_rows(rows, taken, (t * lanes + lane) * n + begin, t, distance, mine)
             for s in range(stages):
-                _pack_columns(columns, past, (lane * stages + s) * n, steps + s, terms, n, panel)
+                _pack_rows(rows, past, (lane * stages + s) * n + begin, steps + s, distance, mine)
             for h in range(nodes):
+                of_node = columns[h * terms * width_m :]
                 for t in range(steps):
-                    at = ((t * nodes + h) * lanes + lane) * m + begin
-                    _pack_rows(rows, g, at, h * terms + t, distance, mine)
+                    _pack_columns(of_node, g, ((t * nodes + h) * lanes + lane) * m, t, terms, m, panel)
                 for s in range(stages):
-                    at = ((h * lanes + lane) * stages + s) * m + begin
-                    _pack_rows(rows, border, at, h * terms + steps + s, distance, mine)
+                    at = ((h * lanes + lane) * stages + s) * m
+                    _pack_columns(of_node, border, at, steps + s, terms, m, panel)
                 if carries:
-                    _pack_rows(signals, signal, (lane * nodes + h) * m + begin, h, nodes * ROWS, mine)
+                    signal = carray(_pointer(a[15]), lanes * nodes * m, real)
+                    _load(signals[h * width_m :], signal, (lane * nodes + h) * m, m)
             for block in range(blocks):
-                first = begin + block * ROWS
-                there = min(ROWS, end - first)
-                for start in range(0, n, panel):
-                    width = min(panel, n - start)
+                first = block * ROWS  # of mine
+                there = min(ROWS, mine - first)
+                for start in range(0, m, panel):
+                    width = min(panel, m - start)
                     vectors = -(-width // wide)
                     room = vectors * wide
                     whole = there == ROWS and width == room
                     for h in range(nodes):
-                        at = ((lane * nodes + h) * m + first) * n + start
-                        ahead = a[8] + size * (at + panel if start + panel < n else at - start + ROWS * n)
-                        total_at = 0
+                        at = ((lane * nodes + h) * n + begin + first) * m + start
+                        ahead = a[8] + size * (at + panel if start + panel < m else at - start + ROWS * m)
+                        out_at = 0
                         if whole:
-                            total_at = a[16] + size * (first * n + start) if carries else 0
-                            old_at, new_at, step = a[8] + size * at, a[14] + size * at, size * n
+                            out_at = total_at + size * (first * m + start) if carries else 0
+                            old_at, new_at, step = a[8] + size * at, a[14] + size * at, size * m
                         else:
                             for k in range(there):
-                                _load(edge[k * room :], before, at + k * n, width)
+                                _load(edge[k * room :], before, at + k * m, width)
                             old_at, new_at, step = edge_at, edge_at, size * room
-                        factors = rows_at + size * (block * distance + h * terms * ROWS)
-                        column = columns_at + size * start * terms
-                        by = signals_at + size * (block * nodes + h) * ROWS
-                        places = (old_at, new_at, step, ahead, factors, column, terms, total_at, by)
+                        factors = rows_at + size * block * distance
+                        column = columns_at + size * (h * width_m + start) * terms
+                        by = signals_at + size * (h * width_m + start)
+                        places = (old_at, new_at, step, ahead, factors, column, terms, out_at, by)
                         if vectors == 3:
                             _tile_3(decay[h], places)
                         elif vectors == 2:
@@ -229,46 +242,226 @@ def advance_matrix(real: Any) -> Any:
                             _tile_1(decay[h], places)
                         if not whole:
                             for k in range(there):
-                                _store(new, at + k * n, edge[k * room :], width)
+                                _store(new, at + k * m, edge[k * room :], width)
                                 if carries:
-                                    factor = signals[(block * nodes + h) * ROWS + k]
-                                    _add_row(out[(first + k) * n + start :], edge[k * room :], factor, width)
+                                    row = total[(first + k) * m + start :]
+                                    _add_product(row, edge[k * room :], signals[h * width_m + start :], width)
+        if carries:
+            bits.transpose(total_at, m, mine, m, a[16] + size * begin, n, size, False, real)
+            total[0] = real(0)  # so that numba does not let go of it before: for it an address is no use
 
     return run
 
 
-@_sum
-def _add_rows(out: Any, x: Any, factors: Any, at: Any, n: int) -> None:
-    """Four rows that lie somewhere, each times its factor, added to one."""
-    x0, x1, x2, x3 = x[at[0] : at[0] + n], x[at[1] : at[1] + n], x[at[2] : at[2] + n], x[at[3] : at[3] + n]
-    f0, f1, f2, f3 = factors[0], factors[1], factors[2], factors[3]
-    for j in range(n):
-        out[j] += f0 * x0[j] + f1 * x1[j] + f2 * x2[j] + f3 * x3[j]
+# -- the same for inputs that are spikes -------------------------------------------------------------------------------
+
+
+def _advancing(vectors: int) -> Any:
+    """One row of so many vectors, held in registers: `new = decay * old + past border + the rows that a word says`.
+
+    Takes the addresses of both, of which `new` may be `old`, and of what will be `old` soon; the decay; the address of
+    the past's factors, how many bytes it is from one to the next, the address of the rows that they are for, and how
+    many there are; the address of the block of rows (see `bits`) and the word; the address of a row to which `new`
+    times the signal is added, 0 for none, and that of the signal.
+    """
+
+    @instruction(types.void, *[types.int64] * 3, NUMBER, *[types.int64] * 5, types.uint64, *[types.int64] * 2)
+    def advance(builder: Any, number: Any, arguments: list[Any]) -> None:
+        old, new, ahead, decay, past, past_step, border, stages, block, word_0, out, signal = arguments
+        size = bits.size_of(number)
+        count = vectors * bits.VECTOR // size
+        vector, whole = ir.VectorType(number, count), ir.VectorType(ir.IntType(8 * size), count)
+        function = ir.FunctionType(vector, [vector] * 3)
+        add_product = cgutils.get_or_insert_function(builder.module, function, f"llvm.fmuladd.v{count}f{8 * size}")
+        for v in range(vectors):
+            _fetch(builder, builder.add(ahead, ahead.type(v * bits.VECTOR)))
+        x, total = read(builder, number, count, old), cgutils.alloca_once(builder, vector)
+        exponent = builder.and_(builder.bitcast(x, whole), ir.Constant(whole, [EXPONENT[size]] * count))
+        stays = builder.icmp_unsigned("!=", exponent, ir.Constant(whole, None))
+        decayed = builder.fmul(x, same(builder, x, decay))
+        builder.store(builder.select(stays, decayed, constant(vector, 0.0)), total)
+        with cgutils.for_range(builder, stages) as loop:
+            place = builder.add(past, builder.mul(loop.index, past_step))
+            factor = builder.load(builder.inttoptr(place, number.as_pointer()))
+            place = builder.add(border, builder.mul(loop.index, stages.type(vectors * bits.VECTOR)))
+            row = read(builder, number, count, place)
+            builder.store(builder.call(add_product, [same(builder, row, factor), row, builder.load(total)]), total)
+        with builder.if_then(builder.icmp_unsigned("!=", word_0, word_0.type(0))):
+            builder.store(bits.add_rows(builder, number, vectors, block, word_0, builder.load(total)), total)
+        write(builder, builder.load(total), new)
+        with builder.if_then(builder.icmp_signed("!=", out, out.type(0))):
+            by, sums = read(builder, number, count, signal), read(builder, number, count, out)
+            write(builder, builder.call(add_product, [by, builder.load(total), sums]), out)
+
+    return advance
+
+
+_advance_1, _advance_2, _advance_4, _advance_8 = _advancing(1), _advancing(2), _advancing(4), _advancing(8)
+
+
+@_loop
+def _advance(
+    vectors: int,
+    old: int,
+    new: int,
+    ahead: int,
+    fades: Any,
+    past: int,
+    past_step: int,
+    border: int,
+    stages: int,
+    block: int,
+    word: Any,
+    out: int,
+    signal: int,
+    zero: Any,
+) -> None:
+    if vectors == 8:
+        _advance_8(old, new, ahead, fades, past, past_step, border, stages, block, word, out, signal, zero)
+    elif vectors == 4:
+        _advance_4(old, new, ahead, fades, past, past_step, border, stages, block, word, out, signal, zero)
+    elif vectors == 2:
+        _advance_2(old, new, ahead, fades, past, past_step, border, stages, block, word, out, signal, zero)
+    else:
+        _advance_1(old, new, ahead, fades, past, past_step, border, stages, block, word, out, signal, zero)
+
+
+@_loop
+def _copy_rows(
+    source: int, source_step: int, target: int, target_step: int, rows: int, columns: int, real: Any
+) -> None:
+    """Rows of so many numbers from one address to another, each with a distance of rows in bytes."""
+    for r in range(rows):
+        entries = carray(_pointer(source + r * source_step), columns, real)
+        copy = carray(_pointer(target + r * target_step), columns, real)
+        for i in range(columns):
+            copy[i] = entries[i]
+
+
+@_loop
+def _turn_lane(turned: Any, spare: Any, words: int, in_step: int, steps: int, bit: int, inputs: int) -> None:
+    """For up to 64 inputs of a lane, from a bit of each step on, the words of the steps that they are active in."""
+    for top in range(0, steps, WORD):
+        part = turned[top : top + WORD]
+        part[:] = np.uint64(0)
+        for t in range(min(WORD, steps - top)):
+            part[t] = bits.word_at(carray(_pointer(words + (top + t) * in_step * 8), in_step, np.uint64), bit, inputs)
+        bits.turn_words(part, spare)
+
+
+def advance_matrix_bits(real: Any) -> Any:
+    """`advance_matrix` for inputs that are spikes, kept as bits.
+
+    Of each lane the rows that are added to others lie packed, for each node and up to eight vectors of neurons those of
+    the border, the signal, and of blocks of 64 steps with a row of zeros after each.
+    """
+    size = np.dtype(real).itemsize
+    side = bits.VECTOR // size
+
+    @_kernel
+    def run(address: int) -> None:
+        a = carray(_pointer(address), 17, np.int64)
+        steps, lanes, nodes, m, n, stages, begin, end = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]
+        decay, zero, one = carray(_pointer(a[13]), nodes, real), real(0), real(1)
+        carries, chunks, in_step = a[16] != 0, -(-steps // WORD), -(-lanes * n // WORD)
+        over = m % (8 * side)
+        wide = m - over + bits.vectors_of(over, side) * side if over else m
+        rows = stages + 1 + chunks * (WORD + 1)
+        # nodes take turns after a few inputs, as long as what is added for all of them stays in the nearest cache
+        at_once = AHEAD if nodes * (steps + stages + 1) * wide * size <= NEAR else WORD
+        scratch = np.zeros((nodes * rows + (end - begin)) * wide + (8 * WORD + 1) * side, real)
+        packed = bits.aligned(scratch)
+        total = packed + nodes * rows * wide * size
+        edge = total + (end - begin) * wide * size
+        turned, spare = np.empty(chunks * WORD, np.uint64), np.empty(WORD, np.uint64)
+        for lane in range(lanes):
+            for h in range(nodes):
+                for first in range(0, m, 8 * side):
+                    width = min(8 * side, wide - first)
+                    columns, step = min(width, m - first), width * size
+                    place = packed + (h * wide + first) * rows * size
+                    of_lane = (h * lanes + lane) * m
+                    _copy_rows(a[10] + (of_lane * stages + first) * size, m * size, place, step, stages, columns, real)
+                    place += stages * step
+                    if carries:
+                        signal = a[15] + ((lane * nodes + h) * m + first) * size
+                        _copy_rows(signal, 0, place, step, 1, columns, real)
+                    place += step
+                    for top in range(0, steps, WORD):
+                        g = a[9] + (top * nodes * lanes * m + of_lane + first) * size
+                        _copy_rows(g, nodes * lanes * m * size, place, step, min(WORD, steps - top), columns, real)
+                        place += (WORD + 1) * step
+            for left in range(begin, end, WORD):
+                inputs = min(WORD, end - left)
+                _turn_lane(turned, spare, a[11], in_step, steps, lane * n + left, inputs)
+                for part in range(0, inputs, at_once):
+                    there = min(at_once, inputs - part)
+                    for h in range(nodes):
+                        for first in range(0, m, 8 * side):
+                            width = min(8 * side, wide - first)
+                            columns, step = min(width, m - first), width * size
+                            border = packed + (h * wide + first) * rows * size
+                            signal = border + stages * step
+                            input_ = left + part
+                            past = a[12] + (lane * stages * n + input_) * size
+                            at = (((lane * nodes + h) * n + input_) * m + first) * size
+                            old, new, distance = a[8] + at, a[14] + at, m * size
+                            if columns < width:
+                                _copy_rows(old, distance, edge, step, there, columns, real)
+                                old, new, distance = edge, edge, step
+                            for chunk in range(chunks):
+                                block = signal + (1 + chunk * (WORD + 1)) * step
+                                fades, pasts = (decay[h], stages) if chunk == 0 else (one, 0)
+                                out = total + ((input_ - begin) * wide + first) * size
+                                for j in range(there):
+                                    _advance(
+                                        width // side,
+                                        old + j * distance,
+                                        new + j * distance,
+                                        a[8] + at + (j + AHEAD) * m * size,
+                                        fades,
+                                        past + j * size,
+                                        n * size,
+                                        border,
+                                        pasts,
+                                        block,
+                                        turned[chunk * WORD + part + j],
+                                        out + j * wide * size if carries and chunk == chunks - 1 else 0,
+                                        signal,
+                                        zero,
+                                    )
+                                old = new
+                            if columns < width:
+                                _copy_rows(edge, step, a[14] + at, m * size, there, columns, real)
+        if carries:
+            bits.transpose(total, wide, end - begin, m, a[16] + begin * size, n, size, False, real)
+        scratch[0] = zero  # so that numba does not let go of it before: for it an address is no use
+
+    return run
 
 
 def carry_matrix(real: Any) -> Any:
     """Matrices, each row times its signal, summed over lanes and nodes: read once."""
+    size = np.dtype(real).itemsize
 
     @_kernel
     def run(address: int) -> None:
         a = carray(_pointer(address), 8, np.int64)
         copies, m, n, begin, end = a[0], a[1], a[2], a[3], a[4]
-        signal, matrix = carray(_pointer(a[5]), copies * m, real), carray(_pointer(a[6]), copies * m * n, real)
-        out = carray(_pointer(a[7]), m * n, real)
-        factors, at = np.zeros(4, real), np.zeros(4, np.int64)
-        for i in range(begin * n, end * n):
-            out[i] = real(0)
+        signals, rows = carray(_pointer(a[5]), copies * m, real), carray(_pointer(a[6]), copies * n * m, real)
+        total = np.zeros((end - begin) * m, real)
         for first in range(begin, end, 8):  # rows that stay in the nearest cache
-            for copy in range(0, copies, 4):
-                for i in range(first, min(first + 8, end)):
-                    for k in range(4):
-                        there = copy + k < copies
-                        row = (copy + k if there else copy) * m + i
-                        factors[k] = signal[row] if there else real(0)
-                        at[k] = row * n
-                    _add_rows(out[i * n : i * n + n], matrix, factors, at, n)
+            for copy in range(copies):
+                signal = signals[copy * m : copy * m + m]
+                for j in range(first, min(first + 8, end)):
+                    at = (copy * n + j) * m
+                    _add_product(total[(j - begin) * m :], rows[at : at + m], signal, m)
+        bits.transpose(_address(total), m, end - begin, m, a[7] + begin * size, n, size, False, real)
+        total[0] = real(0)  # so that numba does not let go of it before: for it an address is no use
 
     return run
 
 
-KERNELS: dict[str, Callable[[Any], Any]] = {kernel.__name__: kernel for kernel in (advance_matrix, carry_matrix)}
+KERNELS: dict[str, Callable[[Any], Any]] = {
+    kernel.__name__: kernel for kernel in (advance_matrix, advance_matrix_bits, carry_matrix)
+}

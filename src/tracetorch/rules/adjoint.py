@@ -167,14 +167,19 @@ def start_slopes(layer: LayerLike, lanes: int, signal: Tensor | None) -> SlopeTr
     return SlopeTraces(layer.zeros(lanes, len(signal), layer.out_features), layer.zeros(lanes, len(signal), 1))
 
 
-def advance_slopes(layer: LayerLike, old: SlopeTraces | None, tape: Tape, signal: Tensor | None) -> SlopeTraces | None:
-    """The slopes' traces one window further."""
+def advance_slopes(
+    layer: LayerLike, old: SlopeTraces | None, tape: Tape, signal: Tensor | None, within: Tensor | None = None
+) -> SlopeTraces | None:
+    """The slopes' traces one window further; `within` (H, B, m) is what they are from 0, where that is known."""
     if old is None or signal is None:
         return None
-    psi = layer.neuron.slope(tape)
-    assert psi is not None
-    ones = old.steps.new_ones(len(psi), 1, 1)
-    return SlopeTraces(kernels.advance_bank(old.slope, psi, signal), kernels.advance_bank(old.steps, ones, signal))
+    steps = kernels.advance_bank(old.steps, old.steps.new_ones(len(tape.x), 1, 1), signal)
+    if within is None:
+        psi = layer.neuron.slope(tape)
+        assert psi is not None
+        return SlopeTraces(kernels.advance_bank(old.slope, psi, signal), steps)
+    decay = (signal ** len(tape.x)).to(within.dtype)[:, None]
+    return SlopeTraces(torch.addcmul(within.transpose(0, 1), old.slope, decay), steps)
 
 
 def mean_slope(slopes: SlopeTraces | None) -> Tensor | None:
@@ -346,4 +351,6 @@ def _fed_back(layer: LayerLike, border: Border, mean_slope: Tensor, hops: int) -
 
 def _through(signal: Tensor, convolved: Tensor) -> Tensor:
     """(..., H, m), (m, H, G) or (1, H, G) -> (..., G, m)."""
+    if len(convolved) == 1:
+        return torch.einsum("...hm,hg->...gm", signal, convolved[0])
     return torch.einsum("...hm,mhg->...gm", signal, convolved.expand(signal.shape[-1], -1, -1))

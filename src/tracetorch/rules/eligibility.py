@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..functional.scan import Reverse
+from ..functional.spikes import Spikes
 from .adjoint import (
     AdjointRule,
     SlopeTraces,
@@ -34,12 +35,15 @@ from .base import (
     Pending,
     Tape,
     Traces,
-    map_numbers,
+    map_inputs,
     map_tensors,
     own_parameters,
     sum_to_shape,
 )
 from .input_trace import OwnTraces, advance_own, carried_by, own_carry, start_own, written
+
+Window = tuple[Tensor, Tensor, Tensor | Spikes, Tensor, Tensor]
+"""What a window adds to a matrix: g, border, taken, past and decay of `kernels.advance_matrix`."""
 
 
 class Advancing(Pending):
@@ -49,16 +53,16 @@ class Advancing(Pending):
     make of a signal, for which they would be read once more.
     """
 
-    def __init__(self, matrix: Tensor, *window: Tensor) -> None:
+    def __init__(self, matrix: Tensor, *window: *Window) -> None:
         """As `kernels.advance_matrix` takes them."""
         self._matrix = matrix
-        self._window = window
+        self._window: Window | None = window
 
     def value(self) -> Tensor:
         """The matrix, advanced."""
         if self._window:
             self._matrix = kernels.advance_matrix(self._matrix, *self._window, overwrite=self.owned)
-            self._window = ()
+            self._window = None
         return self._matrix
 
     def carry(self, signal: Tensor) -> Tensor:
@@ -66,7 +70,7 @@ class Advancing(Pending):
         if not self._window:
             return kernels.carry_matrix(signal, self._matrix)
         carried, self._matrix = kernels.carry_advanced(signal, self._matrix, *self._window, overwrite=self.owned)
-        self._window = ()
+        self._window = None
         return carried
 
 
@@ -136,11 +140,12 @@ class Eligibility(AdjointRule):
             return EligibilityTraces(own, {}, None)
         sources = {"weight": self._weights_of_a_neuron(layer, lanes * len(signal)), "recurrent": layer.out_features}
         names = [*MATRICES, "bias", *own_parameters(layer, layer.learns)]
-        matrices: dict[str, Tensor | Advancing] = {
-            name: layer.zeros(lanes, len(signal), layer.out_features, *([sources[name]] if name in sources else []))
-            for name in names
-            if layer.learns(name)
-        }
+        matrices: dict[str, Tensor | Advancing] = {}
+        for name in names:
+            if layer.learns(name):
+                inputs = [sources[name]] if name in sources else []
+                zeros = layer.zeros(lanes, len(signal), *inputs, layer.out_features)
+                matrices[name] = zeros.mT if inputs else zeros  # so kernels have them, input by input in memory
         return EligibilityTraces(own, matrices, start_slopes(layer, lanes, signal))
 
     def _weights_of_a_neuron(self, layer: LayerLike, copies: int) -> int:
@@ -172,7 +177,7 @@ class Eligibility(AdjointRule):
         leftover: Any = probe.leftover
         decay = (signal ** len(tape.x)).to(tape.x.dtype)[:, None]
         matrices: dict[str, Tensor | Advancing] = {}
-        inputs = map_numbers(layer, tape)
+        inputs = map_inputs(layer, tape)
         if inputs:
             at_border = written(layer, faded_leftover(leftover, old.own), tape.nodes, tape.values)
             for name, taken in inputs.items():
@@ -180,13 +185,17 @@ class Eligibility(AdjointRule):
                 if name == "recurrent" or layer.fan_in == layer.in_features:
                     matrices[name] = Advancing(*rows, taken, old.own[name], decay)
                 else:
+                    assert isinstance(taken, Tensor)
                     matrices[name] = _advance_patches(*rows, layer.patches(taken), layer.patches(old.own[name]), decay)
-        added = probe.own | ({"bias": probe.g.sum(0)} if "bias" in old.own else {})
+        added, sums = dict(probe.own), probe.sums
+        if "bias" in old.own:
+            added["bias"] = probe.g.sum(0) if sums is None else sums.total
         for name, within in added.items():
             chain = layer.neuron.chain(tape.values, "input" if name == "bias" else name)
             carried = within + carried_by(leftover, old.own[name], chain)
             matrices[name] = decay * _tensor(old.matrices[name]) + carried.transpose(0, 1)
-        return EligibilityTraces(own, matrices, advance_slopes(layer, old.slopes, tape, signal))
+        driven = None if sums is None else sums.driven
+        return EligibilityTraces(own, matrices, advance_slopes(layer, old.slopes, tape, signal, driven))
 
     def carry(self, layer: LayerLike, traces: Traces, border: Border, wanted: bool) -> tuple[Gradients, Tensor | None]:
         """`a_0` times the own traces, and the signal times the eligibility matrices; hands down `W^T Lambda`."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..functional import trace
 from ..functional.scan import Values
 from ..functional.trace import Stage
 from .adjoint import (
@@ -79,13 +80,19 @@ def advance_own(layer: LayerLike, old: OwnTraces, tape: Tape) -> OwnTraces:
         else:
             new[name] = kernels.advance_bank(old[name], taken, tape.nodes.own)
     if "bias" in old:
-        ones = old["bias"].new_ones(tape.steps, 1, 1).expand(-1, *old["bias"][:, 0].shape)
-        new["bias"] = kernels.advance_chain(old["bias"], ones, chain, kept)
+        new["bias"] = _advance_bias(old["bias"], tape.steps, chain, kept)
     for name in own_parameters(layer, layer.learns):
         own = neuron.chain(values, name)
         ends = own[-1].state == chain[-1].state
         new[name] = kernels.advance_chain(old[name], neuron.drive(tape, name), own, kept if ends else None)
     return new
+
+
+def _advance_bias(old: Tensor, steps: int, chain: tuple[Stage, ...], kept: Tensor | None) -> Tensor:
+    only = chain[0]
+    if len(chain) == 1 and kept is None and isinstance(only.gain, float) and only.gain == 1:
+        return trace.advance_ones(old[:, 0], steps, only.decay)[:, None]
+    return kernels.advance_chain(old, old.new_ones(steps, 1, 1).expand(-1, *old[:, 0].shape), chain, kept)
 
 
 def own_carry(layer: LayerLike, past: OwnTraces, border: Border) -> Gradients:
