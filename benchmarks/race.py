@@ -190,7 +190,8 @@ def peak(name: str, steps: int) -> dict[str, float]:
 
 def measure_memory(threads: int, long: bool) -> dict[str, Any]:
     """A fresh process for each contestant and each T."""
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # else a heap in pieces counts, and wanders
+    # else a heap in pieces counts, which is another one in every process
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**15), "MALLOC_ARENA_MAX": "1", "PYTHONHASHSEED": "0"}
     rows: dict[str, Any] = {}
     for name, most in MEMORY.items():
         rows[name] = {}
@@ -255,8 +256,8 @@ the sequence give approximations: [how good they are, and where they are exact](
 
 What a sequence adds to the resident memory at its peak, {net}, batch {lanes}, each in a fresh process after a sequence
 of two steps. The input is drawn when it is asked for: in windows, step by step, or, where a library runs layer by
-layer, all of it. Blocks of 1 MiB and more go back to the system when they are freed (`MALLOC_MMAP_THRESHOLD_`), so that
-these are the tensors, and not the pieces of a heap.
+layer, all of it. Blocks of 32 KiB and more go back to the system when they are freed (`MALLOC_MMAP_THRESHOLD_`), so
+that these are the tensors, and not the pieces of a heap.
 
 {memory}
 """

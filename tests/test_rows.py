@@ -288,3 +288,14 @@ def test_a_warning_of_large_states_points_to_the_call(reference: bool, step: boo
     ):
         net(spikes(LANES)) if step else net.window(spikes(2, LANES))
     assert {warning.filename for warning in seen} == {__file__}
+
+
+def test_windows_of_other_lengths_share_what_nobody_reads_afterwards() -> None:
+    net = model()
+    for steps in (90, 7, 40, 7):
+        net.window(spikes(steps, LANES))
+        net.backward(torch.ones(steps, LANES, M, **F64))
+    assert net._row is not None
+    places = {pair.scratch[0].memory.data_ptr() for pair in net._row.pairs.values()}
+    assert len(net._row.pairs) == 2
+    assert len(places) == 1

@@ -183,9 +183,10 @@ Before = Buffers | list[Start] | None
 class Pair:
     """What there is for one number of steps and lanes."""
 
-    def __init__(self, links: Sequence[Link], steps: int, lanes: int, cpu: Any) -> None:
+    def __init__(self, links: Sequence[Link], steps: int, lanes: int, cpu: Any, other: Pair | None) -> None:
         self.sets = [Buffers(links, steps, lanes) for _ in range(2)]
-        self.scratch = [Scratch(link, steps, lanes) for link in links]
+        others: Sequence[Scratch | None] = [None] * len(links) if other is None else other.scratch
+        self.scratch = [Scratch(link, steps, lanes, scratch) for link, scratch in zip(links, others, strict=True)]
         self.rest = [Start(link.layer.zeros(lanes, link.m), None, None) for link in links]
         for buffers in self.sets:
             parts = list(zip(links, buffers.places, self.scratch, strict=True))
@@ -378,7 +379,8 @@ class Row:
         if pair is None:
             if len(self.pairs) == SHAPES:
                 self._let_go(next(shape for shape, kept in self.pairs.items() if self.latest not in kept.sets))
-            pair = self.pairs[steps, lanes] = Pair(self.links, steps, lanes, self.cpu)
+            other = next(iter(self.pairs.values()), None)
+            pair = self.pairs[steps, lanes] = Pair(self.links, steps, lanes, self.cpu, other)
         buffers = pair.sets[self.latest is pair.sets[0]]
         buffers.begins = before is None
         if isinstance(before, list):

@@ -234,14 +234,23 @@ class PlaceTape(NamedTuple):
 
 
 class Scratch:
-    """What a pass writes of one layer, and nobody reads afterwards."""
+    """What a pass writes of one layer, and nobody reads afterwards.
 
-    def __init__(self, link: Link, steps: int, lanes: int) -> None:
+    Args:
+        link: the layer.
+        steps: K.
+        lanes: B.
+        other: one for another number of steps and lanes, whose memory is used too where it is large enough.
+    """
+
+    def __init__(self, link: Link, steps: int, lanes: int, other: Scratch | None = None) -> None:
         zeros, m = link.layer.zeros, link.m
-        rows = zeros(lanes + steps * lanes, m)  # what is left over at the start, then dL/dp
+        size = (lanes + steps * lanes) * m
+        self.memory: Tensor = zeros(2, size) if other is None or other.memory.shape[1] < size else other.memory
+        rows = self.memory[0, :size].view(-1, m)  # what is left over at the start, then dL/dp
         self.leftover, self.window = rows[:lanes], rows[lanes:]
         self.transposed = (rows if link.traced else self.window).t()
         self.total = zeros(lanes, m)  # of the steps' dL/dp
         self.taken = zeros(lanes, link.n) if steps == 1 and link.traced else None  # what a single step's weights took
-        self.ls = zeros(steps, lanes, m)  # in a forward pass of many rows what the layer emits
-        self.ls_rows = self.ls.view(-1, m)
+        self.ls_rows = self.memory[1, : steps * lanes * m].view(-1, m)
+        self.ls = self.ls_rows.view(steps, lanes, m)  # in a forward pass of many rows what the layer emits
