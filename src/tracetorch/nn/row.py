@@ -186,7 +186,9 @@ class Pair:
     def __init__(self, links: Sequence[Link], steps: int, lanes: int, cpu: Any, other: Pair | None) -> None:
         self.sets = [Buffers(links, steps, lanes) for _ in range(2)]
         others: Sequence[Scratch | None] = [None] * len(links) if other is None else other.scratch
-        self.scratch = [Scratch(link, steps, lanes, scratch) for link, scratch in zip(links, others, strict=True)]
+        self.scratch: list[Scratch] = [
+            Scratch(link, steps, lanes, scratch) for link, scratch in zip(links, others, strict=True)
+        ]
         self.rest = [Start(link.layer.zeros(lanes, link.m), None, None) for link in links]
         for buffers in self.sets:
             parts = list(zip(links, buffers.places, self.scratch, strict=True))
