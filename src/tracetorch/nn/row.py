@@ -273,6 +273,7 @@ class Row:
             or x.layout is not torch.strided
             or not x.is_contiguous()
             or model._horizon is not None
+            or model.compact
             or not self._may_run(model)
         ):
             return None
