@@ -200,6 +200,30 @@ def test_a_change_before_backward_is_seen(change: Change, steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", SIZES.values(), ids=SIZES.keys())
+def test_weights_cut_where_they_lie_are_refused_before_a_kernel_reads_them(steps: int) -> None:
+    net = model()
+    for seed in range(4):
+        one(net, steps, seed)
+    net.zero_grad()
+    for p in net[-1].parameters():
+        p.data = p.data[:-1]
+    with pytest.raises(RuntimeError, match="must match the size"):
+        one(net, steps, 4)
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("steps", SIZES.values(), ids=SIZES.keys())
+def test_torch_is_told_what_is_added_to_gradients_that_need_one(steps: int) -> None:
+    net = model()
+    for seed in range(4):
+        one(net, steps, seed)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p).requires_grad_()
+    one(net, steps, 4)
+    assert all(p.grad._version > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize("steps", SIZES.values(), ids=SIZES.keys())
 def test_streams_of_several_lengths_follow_each_other(steps: int) -> None:
     def run() -> list[Tensor]:
         net, seen = model(), []
