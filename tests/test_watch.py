@@ -12,6 +12,7 @@ import tracetorch as tt
 from cases import F64
 from test_rows import HIDDEN, LANES, M, N, assert_same, model, outcome, spikes
 from tracetorch import kernels
+from tracetorch.nn.row import PATTERNS
 
 Net = tt.Sequential
 Change = Callable[[Net], Any]
@@ -221,6 +222,23 @@ def test_torch_is_told_what_is_added_to_gradients_that_need_one(steps: int) -> N
         p.grad = torch.zeros_like(p).requires_grad_()
     one(net, steps, 4)
     assert all(p.grad._version > 0 for p in net.parameters())
+
+
+def test_what_is_kept_does_not_grow_with_the_ways_to_freeze() -> None:
+    def run() -> list[Tensor]:
+        net, seen = model(), []
+        for seed in range(64):
+            for bit, p in enumerate(net.parameters()):
+                p.requires_grad_(not seed >> bit & 1)
+            if seed % 17 == 0:
+                net.requires_grad_(True)
+            seen += one(net, 1 + 2 * (seed % 2), seed)
+        if net._row is not None:
+            kept = [buffers.backwards for pair in net._row.pairs.values() for buffers in pair.sets]
+            assert 0 < max(map(len, kept)) <= PATTERNS
+        return seen
+
+    assert_same(run)
 
 
 @pytest.mark.parametrize("steps", SIZES.values(), ids=SIZES.keys())
