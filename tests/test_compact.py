@@ -154,6 +154,21 @@ def test_convolutions_and_stateless_modules_too() -> None:
     assert_same(found[1], found[0])
 
 
+@pytest.mark.parametrize("steps", [1, 6])
+def test_tapes_are_compact_from_the_call_after_it_was_asked_for(steps: int) -> None:
+    net = tt.Sequential(tt.LIF(N, HIDDEN, beta=0.8, **F64), tt.LI(HIDDEN, M, **F64))
+    x = torch.ones(steps, LANES, N, **F64)
+
+    def call() -> None:
+        net.window(x)
+        assert all(isinstance(layer._segments[-1].tape, CompactTape) == net.compact for layer in net)
+
+    for compact in (False, True, False):
+        net.compact = compact
+        for _ in range(4):  # those after the first ones go the way of the ones before
+            call()
+
+
 def test_spikes_stay_when_weights_change() -> None:
     """Membranes are those of the new weights, and resets those of the spikes that there were."""
     net = tt.LIF(N, HIDDEN, beta=0.8, **F64)

@@ -12,6 +12,7 @@ import tracetorch as tt
 from cases import F64
 from test_rows import HIDDEN, LANES, M, N, assert_same, model, outcome, spikes
 from tracetorch import kernels
+from tracetorch.nn.row import PATTERNS
 
 Net = tt.Sequential
 Change = Callable[[Net], Any]
@@ -197,6 +198,47 @@ def test_a_change_before_backward_is_seen(change: Change, steps: int) -> None:
         return [tensor.nan_to_num(1234.5) for tensor in run()]
 
     assert_same(either)
+
+
+@pytest.mark.parametrize("steps", SIZES.values(), ids=SIZES.keys())
+def test_weights_cut_where_they_lie_are_refused_before_a_kernel_reads_them(steps: int) -> None:
+    net = model()
+    for seed in range(4):
+        one(net, steps, seed)
+    net.zero_grad()
+    for p in net[-1].parameters():
+        p.data = p.data[:-1]
+    with pytest.raises(RuntimeError, match="must match the size"):
+        one(net, steps, 4)
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("steps", SIZES.values(), ids=SIZES.keys())
+def test_torch_is_told_what_is_added_to_gradients_that_need_one(steps: int) -> None:
+    net = model()
+    for seed in range(4):
+        one(net, steps, seed)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p).requires_grad_()
+    one(net, steps, 4)
+    assert all(p.grad._version > 0 for p in net.parameters())
+
+
+def test_what_is_kept_does_not_grow_with_the_ways_to_freeze() -> None:
+    def run() -> list[Tensor]:
+        net, seen = model(), []
+        for seed in range(64):
+            for bit, p in enumerate(net.parameters()):
+                p.requires_grad_(not seed >> bit & 1)
+            if seed % 17 == 0:
+                net.requires_grad_(True)
+            seen += one(net, 1 + 2 * (seed % 2), seed)
+        if net._row is not None:
+            kept = [buffers.backwards for pair in net._row.pairs.values() for buffers in pair.sets]
+            assert 0 < max(map(len, kept)) <= PATTERNS
+        return seen
+
+    assert_same(run)
 
 
 @pytest.mark.parametrize("steps", SIZES.values(), ids=SIZES.keys())

@@ -109,7 +109,7 @@ def cross_entropy(
             _check_weights(where, y, weights)
         kernel = cast(Any, kernels.cpu_for(y)).CrossEntropy(y, target, weights)
     loss, ls, low, high = kernel.of(y, target, weights)
-    if len(_kernels) == KEPT_KERNELS:
+    if len(_kernels) >= KEPT_KERNELS:
         _kernels.clear()
     _kernels[kind] = kernel
     _check_range(where, y, low, high)

@@ -40,6 +40,7 @@ FUSED_LANES = 4  # up to which a single step has a kernel of its own
 CHAINED_WEIGHTS = 2**19  # of a layer, up to which a window of few rows is run in a single call, by one thread;
 CHAINED_PRODUCTS = 2**22  # and up to so many times its rows where torch has several
 SHAPES = 2  # numbers of steps and lanes for which buffers are kept
+PATTERNS = 16  # of frozen parameters, and of what is asked for besides, for which tables are kept
 
 
 _Entry = tuple[Any, int]  # of a table
@@ -276,6 +277,7 @@ class Row:
             or x.layout is not torch.strided
             or not x.is_contiguous()
             or model._horizon is not None
+            or model.compact
             or not self._may_run(model)
         ):
             return None
@@ -576,6 +578,9 @@ class Row:
         todo = check, wanted, *map(_requires_grad, self.watch.tensors)
         known = buffers.backwards.get(todo)
         if known is None:
+            if len(buffers.backwards) >= PATTERNS:
+                buffers.backwards.clear()
+                buffers.adds_to = None
             make = self._step_backwards if buffers.single else self._window_backwards
             known = buffers.backwards[todo] = make(buffers, lowest, wanted, check)
         return known

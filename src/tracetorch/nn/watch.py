@@ -66,7 +66,7 @@ class Watch:
         self.matrices: list[Tensor] = []
         self.tensors: list[Tensor] = []
         self.hooks: list[dict[int, Any]] = []
-        self.attributes: list[dict[str, Any]] = []
+        self.counted: list[dict[str, Any]] = []  # of which nothing must be added to
         for link in links:
             attributes, synapse = link.attributes, link.synapse
             weights += [(attributes["_modules"], "synapse", synapse)]
@@ -76,14 +76,14 @@ class Watch:
             kept += [(attributes, name, None) for name in KEPT]
             self.synapses.append(synapse)
             self.hooks += [synapse._forward_hooks, synapse._forward_pre_hooks]
-            self.attributes.append(synapse.__dict__)
+            self.counted += [synapse.__dict__, attributes["_parameters"]]
             self.buffers += [buffer for buffer in attributes["_buffers"].values() if buffer is not None]
             self.firings += [] if link.form is None else [link.form.firing]
             self.matrices.append(link.weight)
             self.tensors += [link.weight] if link.bias is None else [link.weight, link.bias]
         self.of_weights, self.of_all = _entries(weights, kept), _entries([*weights, *others], kept)
         self.lay = self._lie()
-        self.counts = [*map(_version, self.buffers), *map(len, self.attributes)]
+        self.counts = [*map(_version, self.buffers), *map(len, self.counted)]
         self.surrogates = [*map(_surrogate, self.firings)]
         self.shares = len({*map(id, self.tensors)}) < len(self.tensors)
         self.lie_like = [*map(Tensor.stride, self.tensors), *map(_dtype, self.tensors)]  # what gradients must
@@ -105,7 +105,7 @@ class Watch:
             self._are(self.of_all, kept)
             and self._lie() == self.lay
             and not any(self.hooks)
-            and [*map(_version, self.buffers), *map(len, self.attributes)] == self.counts
+            and [*map(_version, self.buffers), *map(len, self.counted)] == self.counts
             and all(map(is_, map(_surrogate, self.firings), self.surrogates))
         )
 
@@ -121,6 +121,7 @@ class Watch:
             *map(type, self.synapses),
             *map(Tensor.data_ptr, self.tensors),
             *map(Tensor.stride, self.matrices),
+            *map(Tensor.numel, self.tensors),
         ]
 
     def gradients(self) -> Gradients | None:
@@ -137,7 +138,8 @@ class Watch:
             each = [*map(memory.empty_like, self.tensors)]
             return Gradients(each, [*map(Tensor.data_ptr, each)], False)
         try:
-            lie = [*map(Tensor.stride, each), *map(_dtype, each)]
-            return Gradients(each, [*map(Tensor.data_ptr, each)], True) if lie == self.lie_like else None
+            if [*map(Tensor.stride, each), *map(_dtype, each)] != self.lie_like or any(map(_requires_grad, each)):
+                return None
+            return Gradients(each, [*map(Tensor.data_ptr, each)], True)
         except (TypeError, RuntimeError):  # of None, of a sparse one
             return None
