@@ -45,7 +45,7 @@ ROWS_AT_ONCE = 256  # of spikes as numbers, for dense products: they stay in the
 
 # where things stand in tables: those of layers in a single step, y in a forward scan, the signal in reverse scans
 STEP_HEAD, STEP_TABLE = steps.STEP_HEAD, steps.STEP_TABLE
-STEP_GIVEN, STEP_Y, STEP_LS, STEP_BELOW = 4, 11, 10, 14
+STEP_FINITE, STEP_GIVEN, STEP_Y, STEP_LS, STEP_BELOW = 1, 4, 11, 10, 14
 STEP_GRADIENTS = 12, 15  # of weight and bias, each before whether it is added to
 Y_AT, LS_AT, LI_LS_AT = 11, 15, 5  # y stands at the same place for LI
 BIAS_OUT = 5  # and after it whether it is added to

@@ -28,7 +28,7 @@ from .loops import load as _load
 from .loops import store as _store
 
 _features = binding.get_host_cpu_features()
-VECTOR = 64 if _features.get("avx512f") else 32 if _features.get("avx2") else 16  # bytes in a register
+REGISTER = 64 if _features.get("avx512f") else 32 if _features.get("avx2") else 16  # bytes in a register
 ROWS = 8 if _features.get("avx512f") or not _features.get("sse2") else 4  # three times as many registers, and some
 
 AHEAD, NEAR = 8, 2**15  # where inputs are spikes: rows that are fetched ahead; bytes that are near
@@ -70,13 +70,13 @@ def _tile(vectors: int) -> Any:
             old, new, step, ahead, factors, columns, terms, out, signal = cgutils.unpack_tuple(builder, integers, 9)
             bits = signature.args[0].bitwidth
             size, number = bits // 8, decay.type
-            vector = ir.VectorType(number, VECTOR // size)
+            vector = ir.VectorType(number, REGISTER // size)
 
             def intrinsic_of(name: str, result: Any, taken: list[Any]) -> Any:
                 return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, taken), name)
 
-            add_product = intrinsic_of(f"llvm.fmuladd.v{VECTOR // size}f{bits}", vector, [vector] * 3)
-            size_of = intrinsic_of(f"llvm.fabs.v{VECTOR // size}f{bits}", vector, [vector])
+            add_product = intrinsic_of(f"llvm.fmuladd.v{REGISTER // size}f{bits}", vector, [vector] * 3)
+            size_of = intrinsic_of(f"llvm.fabs.v{REGISTER // size}f{bits}", vector, [vector])
             smallest = float(least_kept(np.float32 if bits == 32 else np.float64))
             least = ir.Constant(vector, [smallest] * vector.count)
 
@@ -99,7 +99,7 @@ def _tile(vectors: int) -> Any:
             places, sums, decays = [], [], spread(decay)
             for row in range(ROWS):
                 start = builder.mul(step, ir.Constant(step.type, row))
-                places += [moved(start, VECTOR * v) for v in range(vectors)]
+                places += [moved(start, REGISTER * v) for v in range(vectors)]
             for place in places:
                 sums.append(cgutils.alloca_once(builder, vector))
                 decayed = builder.fmul(decays, load(builder.add(old, place), vector))
@@ -108,9 +108,9 @@ def _tile(vectors: int) -> Any:
             for place in places:
                 _fetch(builder, builder.add(ahead, place))
             with cgutils.for_range(builder, terms) as loop:
-                column = builder.add(columns, builder.mul(loop.index, ir.Constant(terms.type, VECTOR * vectors)))
+                column = builder.add(columns, builder.mul(loop.index, ir.Constant(terms.type, REGISTER * vectors)))
                 factor = builder.add(factors, builder.mul(loop.index, ir.Constant(terms.type, size * ROWS)))
-                taken = [load(moved(column, VECTOR * v), vector) for v in range(vectors)]
+                taken = [load(moved(column, REGISTER * v), vector) for v in range(vectors)]
                 for row in range(ROWS):
                     by = spread(load(moved(factor, size * row), number))
                     for x, total in zip(taken, sums[row * vectors :], strict=False):
@@ -118,7 +118,7 @@ def _tile(vectors: int) -> Any:
             for place, total in zip(places, sums, strict=True):
                 builder.store(builder.load(total), pointer(builder.add(new, place), vector), align=size)
             with builder.if_then(builder.icmp_signed("!=", out, ir.Constant(out.type, 0))):
-                by = [load(moved(signal, VECTOR * v), vector) for v in range(vectors)]
+                by = [load(moved(signal, REGISTER * v), vector) for v in range(vectors)]
                 for row in range(ROWS):
                     for v in range(vectors):
                         at = builder.add(out, places[row * vectors + v])
@@ -139,7 +139,7 @@ _tile_1, _tile_2, _tile_3 = _tile(1), _tile(2), _tile(3)
 @_loop
 def _pack_columns(columns: Any, window: Any, at: int, term: int, terms: int, m: int, panel: int) -> None:
     """One term's m entries among the columns, which stand panel by panel, and in a panel term by term."""
-    wide = VECTOR // columns.itemsize
+    wide = REGISTER // columns.itemsize
     for start in range(0, m, panel):
         room = min(panel, -(-(m - start) // wide) * wide)
         _load(columns[start * terms + term * room :], window, at + start, min(panel, m - start))
@@ -186,7 +186,7 @@ def advance_matrix(real: Any) -> Any:
         new = carray(_pointer(a[14]), lanes * nodes * n * m, real)
         carries = a[16] != 0
         size = before.itemsize
-        wide = VECTOR // size
+        wide = REGISTER // size
         mine = end - begin
         panel, terms, blocks = 3 * wide, steps + stages, -(-mine // ROWS)
         width_m = -(-m // wide) * wide

@@ -19,10 +19,10 @@ from numba.extending import intrinsic
 from .jit import kernel as _kernel
 from .jit import loop as _loop
 from .jit import pointer as _pointer
-from .matrices import VECTOR
+from .matrices import REGISTER
 
 ROWS = 4  # of a tile
-VECTORS = 4 if VECTOR == 64 else 2  # side by side in a row of it: half of the registers in all, or a bit more
+VECTORS = 4 if REGISTER == 64 else 2  # side by side in a row of it: half of the registers in all, or a bit more
 
 
 def _call(typing: Any, function: Any, argument: Any) -> Any:  # noqa: ARG001
@@ -44,7 +44,7 @@ class _Writer:
 
     def __init__(self, builder: Any, number: Any) -> None:
         self.builder, self.number, self.size = builder, number, 4 if isinstance(number, ir.FloatType) else 8
-        self.width = VECTOR // self.size
+        self.width = REGISTER // self.size
         self.vector = ir.VectorType(number, self.width)
 
     def intrinsic(self, name: str, result: Any, taken: list[Any]) -> Any:
@@ -114,7 +114,7 @@ def _outer(rows: int, vectors: int) -> Any:
             factors, of_row, of_term, matrix, step, terms, out, out_step, adds = given
             adds = builder.icmp_signed("!=", adds, adds.type(0))
             places = [
-                builder.add(w.at(out, out_step, row), out.type(VECTOR * v))
+                builder.add(w.at(out, out_step, row), out.type(REGISTER * v))
                 for row in range(rows)
                 for v in range(vectors)
             ]
@@ -122,7 +122,7 @@ def _outer(rows: int, vectors: int) -> Any:
             def products(k: Any) -> list[tuple[Any, Any]]:
                 factor = builder.add(factors, builder.mul(k, of_term))
                 column = builder.add(matrix, builder.mul(k, step))
-                taken = [w.load(builder.add(column, column.type(VECTOR * v)), w.vector) for v in range(vectors)]
+                taken = [w.load(builder.add(column, column.type(REGISTER * v)), w.vector) for v in range(vectors)]
                 by = [w.spread(w.load(w.at(factor, of_row, row), w.number)) for row in range(rows)]
                 return [(a, b) for a in by for b in taken]
 
@@ -156,7 +156,7 @@ def _inner(rows: int, columns: int) -> Any:
             x, x_step, weight, weight_step, vectors, out, out_step = cgutils.unpack_tuple(builder, arguments[1], 7)
 
             def products(k: Any) -> list[tuple[Any, Any]]:
-                along = builder.mul(k, k.type(VECTOR))
+                along = builder.mul(k, k.type(REGISTER))
                 left = [w.load(builder.add(w.at(x, x_step, row), along), w.vector) for row in range(rows)]
                 right = [w.load(builder.add(w.at(weight, weight_step, i), along), w.vector) for i in range(columns)]
                 return [(a, b) for a in left for b in right]
@@ -211,7 +211,7 @@ def add_outer(sizes: Any, factors: Any, matrix: int, out: int, adds: int, zero: 
     """
     rows, columns, terms = sizes
     start, of_row, of_term = factors
-    width, step, left = VECTOR // size, columns * size, 0
+    width, step, left = REGISTER // size, columns * size, 0
     while left + width <= columns:
         wide = left + VECTORS * width <= columns
         row = 0
@@ -252,7 +252,7 @@ def multiply(sizes: Any, x: int, weight: int, out: int, zero: Any, size: int, re
     Takes rows, columns and n; three addresses; a 0, the size and the type of the numbers.
     """
     rows, columns, n = sizes
-    step, out_step, vectors = n * size, columns * size, n * size // VECTOR
+    step, out_step, vectors = n * size, columns * size, n * size // REGISTER
     i = 0
     while i < columns:
         tall = i + ROWS <= columns
@@ -273,7 +273,7 @@ def multiply(sizes: Any, x: int, weight: int, out: int, zero: Any, size: int, re
                     _inner_one(zero, given)
                 row += 1
         i += ROWS if tall else 1
-    first = vectors * VECTOR // size
+    first = vectors * REGISTER // size
     if first == n:
         return
     sums = carray(_pointer(out), rows * columns, real)

@@ -37,7 +37,7 @@ def _advance_once(a: Any, past: Any, old: Any, new: Any, beta: float, least: flo
 def step(real: Any) -> Any:
     """One step of a row of usual layers for few lanes: the traces of the step before, the product, the neuron.
 
-    The table: how many layers; whether the input was not finite, which is written; then each layer's own.
+    The table: how many layers; whether the input is finite, which is written; then each layer's own.
     """
     least, size = least_kept(real), np.dtype(real).itemsize
 
@@ -57,7 +57,7 @@ def step(real: Any) -> Any:
             zero, one = real(0), real(1)
             if a[4] != 0:
                 given = carray(_pointer(a[4]), lanes * n, real)
-                head[1] = copied(given, x, lanes * n) != zero
+                head[1] = copied(given, x, lanes * n) == zero
             multiply((lanes, m, n), a[5], a[6], a[10], zero, size, real)
             for lane in range(lanes):
                 for i in range(m):

@@ -2,8 +2,11 @@
 
 What a row computes, and what it keeps, is what `Layer` and `rules` compute and keep for any layer, and either may go
 on from where the other stopped. It is here because of small windows, where a step is so little work that the calls of
-torch and Python around it are most of its time: a window takes three calls for each layer and direction, a single step
-of a few lanes one for the whole row.
+torch and Python around it are most of its time: a single step, or a window of few rows (steps times lanes), takes one
+call in each direction for the whole row, a longer window three for each layer.
+
+A call of the same shape after the same call, or where streams begin, does what the one before did (`Row.again`), where
+`watch` sees no change.
 
 A model that is nothing but such layers is run as one row; elsewhere each usual layer is a row by itself. Whatever else
 comes (bad input, a horizon, another module's tapes) is left to the general way, by answering None, or False.
@@ -43,7 +46,7 @@ SHAPES = 2  # numbers of steps and lanes for which buffers are kept
 PATTERNS = 16  # of frozen parameters, and of what is asked for besides, for which tables are kept
 
 
-_Entry = tuple[Any, int]  # of a table
+_Word = tuple[Any, int]  # a table, and a place in it
 _requires_grad = operator.attrgetter("requires_grad")
 
 
@@ -132,14 +135,14 @@ class Binding:
         return known
 
 
-class Backwards(NamedTuple):
+class ReverseCall(NamedTuple):
     """What single steps and windows of few rows do backwards, in a single call."""
 
     job: Any
-    signals: list[_Entry]  # where it stands where dL/dy is
-    finite: _Entry  # where it stands afterwards whether that is finite
-    targets: list[tuple[Tensor, _Entry]]  # the parameters from below, and where it stands where their gradients go
-    below: _Entry | None  # where it stands where dL/dx goes; None where that is not asked for
+    signals: list[_Word]  # where it stands where dL/dy is
+    finite: _Word  # where it stands afterwards whether that is finite
+    targets: list[tuple[Tensor, _Word]]  # the parameters from below, and where it stands where their gradients go
+    below: _Word | None  # where it stands where dL/dx goes; None where that is not asked for
 
     def run(self, ls: Tensor, check: bool) -> bool:
         """Whether it was run: not where `check` and ls is not finite."""
@@ -170,7 +173,7 @@ class Buffers:
         self.adds_to: list[Any] | None = None  # where the tables for it say that gradients go
         self.reverses: list[Any] = []  # those of a window
         self.biases: list[Any] = []  # likewise, of the biases' gradients
-        self.backwards: dict[tuple[bool, ...], Backwards] = {}  # by what there is to do
+        self.backwards: dict[tuple[bool, ...], ReverseCall] = {}  # by what there is to do
 
     def starts(self) -> list[Start]:
         """Where the next call goes on from."""
@@ -399,11 +402,11 @@ class Row:
         return buffers, binding
 
     def _let_go(self, shape: tuple[int, int]) -> None:
-        gone = self.pairs.pop(shape)
-        self.known = {key: known for key, known in self.known.items() if not {key[0], known.buffers} & {*gone.sets}}
+        gone = {*self.pairs.pop(shape).sets}
+        self.known = {key: known for key, known in self.known.items() if not {key[0], known.buffers} & gone}
         for pair in self.pairs.values():
             for buffers in pair.sets:
-                for before in gone.sets:
+                for before in gone:
                     buffers.bindings.pop(before, None)
 
     def _run(self, x: Tensor, buffers: Buffers, binding: Binding, y: Tensor) -> bool:
@@ -415,7 +418,8 @@ class Row:
             table = step.table
             table[self.x_at], table[self.y_at] = x.data_ptr(), y.data_ptr()
             step.kernel(step.place)
-            return not table[1]
+            finite: int = table[self.cpu.STEP_FINITE]
+            return finite != 0
         if buffers.wide:
             return self._run_wide(x, buffers, binding, y)
         take, chain = buffers.take.table, binding.chain
@@ -574,7 +578,7 @@ class Row:
                 torch.mm(scratch.window, link.w, out=below.view(-1, link.n))
         return True
 
-    def _backwards(self, buffers: Buffers, lowest: int, wanted: bool, check: bool) -> Backwards:
+    def _backwards(self, buffers: Buffers, lowest: int, wanted: bool, check: bool) -> ReverseCall:
         todo = check, wanted, *map(_requires_grad, self.watch.tensors)
         known = buffers.backwards.get(todo)
         if known is None:
@@ -585,11 +589,11 @@ class Row:
             known = buffers.backwards[todo] = make(buffers, lowest, wanted, check)
         return known
 
-    def _window_backwards(self, buffers: Buffers, lowest: int, wanted: bool, check: bool) -> Backwards:
+    def _window_backwards(self, buffers: Buffers, lowest: int, wanted: bool, check: bool) -> ReverseCall:
         cpu, each = self.cpu, self.pairs[buffers.steps, buffers.lanes].scratch
         finite, top = cpu.finite_job(each[-1].ls.numel(), self.dtype), buffers.reverses[-1]
         jobs: list[Any] = [(finite, cpu.FINITE)] if check else []
-        targets: list[tuple[Tensor, _Entry]] = []
+        targets: list[tuple[Tensor, _Word]] = []
         below = None
         for i in range(len(self.links) - 1, lowest - 1, -1):
             link, scratch = self.links[i], each[i]
@@ -608,9 +612,9 @@ class Row:
                 jobs.append(cpu.outer_job(scratch.window, link.w))
                 below = jobs[-1].table, cpu.OUTER_OUT
         signals = [(finite.table, cpu.FINITE_OF), (top.table, self.links[-1].ls_at)]
-        return Backwards(cpu.Chain(jobs), signals, (finite.table, cpu.FINITE), targets, below)
+        return ReverseCall(cpu.Chain(jobs), signals, (finite.table, cpu.FINITE), targets, below)
 
-    def _step_backwards(self, buffers: Buffers, lowest: int, wanted: bool, check: bool) -> Backwards:
+    def _step_backwards(self, buffers: Buffers, lowest: int, wanted: bool, check: bool) -> ReverseCall:
         cpu, each = self.cpu, self.pairs[1, buffers.lanes].scratch
         layers = range(len(self.links) - 1, lowest - 1, -1)
         words = [len(layers), 0, check, 0]
@@ -618,7 +622,7 @@ class Row:
             words += self.links[i].step_back_words(cpu, buffers.places[i], each[i])
         job = cpu.Job("step_reverse", buffers.dtype, words)
         at = cpu.STEP_HEAD
-        targets: list[tuple[Tensor, _Entry]] = []
+        targets: list[tuple[Tensor, _Word]] = []
         for i in layers:
             of_layer = []
             for parameter, where in zip((self.links[i].weight, self.links[i].bias), cpu.STEP_GRADIENTS, strict=True):
@@ -629,7 +633,9 @@ class Row:
                 job.table[at + cpu.STEP_BELOW] = each[i - 1].ls.data_ptr()
             at += cpu.STEP_TABLE
         below = (job.table, at - cpu.STEP_TABLE + cpu.STEP_BELOW) if wanted else None
-        return Backwards(job, [(job.table, cpu.STEP_HEAD + cpu.STEP_LS)], (job.table, 1), targets, below)
+        return ReverseCall(
+            job, [(job.table, cpu.STEP_HEAD + cpu.STEP_LS)], (job.table, cpu.STEP_FINITE), targets, below
+        )
 
     def _weight_gradient(
         self, link: Link, place: Place, scratch: Scratch, begins: bool, out: Tensor, add: bool

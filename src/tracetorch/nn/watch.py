@@ -18,7 +18,7 @@ from ..kernels import memory
 if TYPE_CHECKING:
     from .usual import Link
 
-KEPT = "_state", "_segments"  # of each layer, what a call leaves there
+KEPT = "_state", "_segments"  # what a call leaves in each layer, besides `_plan`, which follows from them
 
 _Entry = tuple[dict[str, Any], str, Any]  # of a dictionary
 _version, _surrogate, _dtype = map(attrgetter, ("_version", "surrogate", "dtype"))
@@ -30,11 +30,10 @@ class _Entries(NamedTuple):
 
     dictionaries: list[dict[str, Any]]
     keys: list[str]
-    values: list[Any]  # without those that are said when it is asked
+    values: list[Any]  # fewer than keys: those of `KEPT` come last, and are given by whoever asks
 
 
 def _entries(fixed: Iterable[_Entry], kept: Iterable[_Entry]) -> _Entries:
-    """The last ones are `kept`, of which the values are said when it is asked."""
     dictionaries, keys, _ = map(list, zip(*fixed, *kept, strict=True))
     return _Entries(dictionaries, keys, [value for _, _, value in fixed])
 
@@ -82,11 +81,11 @@ class Watch:
             self.matrices.append(link.weight)
             self.tensors += [link.weight] if link.bias is None else [link.weight, link.bias]
         self.of_weights, self.of_all = _entries(weights, kept), _entries([*weights, *others], kept)
-        self.lay = self._lie()
+        self.places = self._places()
         self.counts = [*map(_version, self.buffers), *map(len, self.counted)]
         self.surrogates = [*map(_surrogate, self.firings)]
         self.shares = len({*map(id, self.tensors)}) < len(self.tensors)
-        self.lie_like = [*map(Tensor.stride, self.tensors), *map(_dtype, self.tensors)]  # what gradients must
+        self.layout = [*map(Tensor.stride, self.tensors), *map(_dtype, self.tensors)]  # what gradients must
 
     def has_its_weights(self, kept: Iterable[Any]) -> bool:
         """Whether weights and biases are those that they were, and lie where they lay.
@@ -94,7 +93,7 @@ class Watch:
         Args:
             kept: what the layers should have kept, see `KEPT`.
         """
-        return self._are(self.of_weights, kept) and self._lie() == self.lay
+        return self._are(self.of_weights, kept) and self._places() == self.places
 
     def sees_no_change(self, kept: Iterable[Any] = ()) -> bool:
         """Whether nothing was changed or replaced, likewise; weights and biases may have other values.
@@ -103,7 +102,7 @@ class Watch:
         """
         return (
             self._are(self.of_all, kept)
-            and self._lie() == self.lay
+            and self._places() == self.places
             and not any(self.hooks)
             and [*map(_version, self.buffers), *map(len, self.counted)] == self.counts
             and all(map(is_, map(_surrogate, self.firings), self.surrogates))
@@ -116,7 +115,7 @@ class Watch:
         except KeyError:
             return False
 
-    def _lie(self) -> list[Any]:
+    def _places(self) -> list[Any]:
         return [
             *map(type, self.synapses),
             *map(Tensor.data_ptr, self.tensors),
@@ -127,7 +126,7 @@ class Watch:
     def gradients(self) -> Gradients | None:
         """The gradients of all parameters: what there is, or new ones where there is none.
 
-        None where there are some, or a kernel may not write to them, or a parameter is frozen or has two places.
+        None where only some have one, or a kernel may not write to them, or a parameter is frozen or has two places.
         """
         if self.shares or not all(map(_requires_grad, self.tensors)):
             return None
@@ -138,7 +137,7 @@ class Watch:
             each = [*map(memory.empty_like, self.tensors)]
             return Gradients(each, [*map(Tensor.data_ptr, each)], False)
         try:
-            if [*map(Tensor.stride, each), *map(_dtype, each)] != self.lie_like or any(map(_requires_grad, each)):
+            if [*map(Tensor.stride, each), *map(_dtype, each)] != self.layout or any(map(_requires_grad, each)):
                 return None
             return Gradients(each, [*map(Tensor.data_ptr, each)], True)
         except (TypeError, RuntimeError):  # of None, of a sparse one

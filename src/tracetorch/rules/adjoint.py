@@ -173,12 +173,12 @@ def advance_slopes(
     """The slopes' traces one window further; `within` (H, B, m) is what they are from 0, where that is known."""
     if old is None or signal is None:
         return None
-    steps = kernels.advance_bank(old.steps, old.steps.new_ones(len(tape.x), 1, 1), signal)
+    steps = kernels.advance_bank(old.steps, old.steps.new_ones(tape.steps, 1, 1), signal)
     if within is None:
         psi = layer.neuron.slope(tape)
         assert psi is not None
         return SlopeTraces(kernels.advance_bank(old.slope, psi, signal), steps)
-    decay = (signal ** len(tape.x)).to(within.dtype)[:, None]
+    decay = (signal**tape.steps).to(within.dtype)[:, None]
     return SlopeTraces(torch.addcmul(within.transpose(0, 1), old.slope, decay), steps)
 
 

@@ -175,7 +175,7 @@ class Eligibility(AdjointRule):
             return EligibilityTraces(own, {}, None)
         probe = _probe(layer, tape, signal)
         leftover: Any = probe.leftover
-        decay = (signal ** len(tape.x)).to(tape.x.dtype)[:, None]
+        decay = (signal**tape.steps).to(probe.g.dtype)[:, None]
         matrices: dict[str, Tensor | Advancing] = {}
         inputs = map_inputs(layer, tape)
         if inputs:
@@ -240,8 +240,8 @@ def _probe(layer: LayerLike, tape: Tape, signal: Tensor) -> Reverse:
 
     Its results have H before B.
     """
-    lags = torch.arange(len(tape.x) - 1, -1, -1, dtype=signal.dtype, device=signal.device)
-    probes = (signal ** lags[:, None]).to(tape.x.dtype)[:, :, None, None]
+    lags = torch.arange(tape.steps - 1, -1, -1, dtype=signal.dtype, device=signal.device)
+    probes = (signal ** lags[:, None]).to(layer.zeros().dtype)[:, :, None, None]
     widened = tape._replace(
         record=map_tensors(lambda steps: steps[:, None], tape.record),
         start=map_tensors(lambda state: state[None], tape.start),

@@ -112,7 +112,7 @@ class MeanRate(Rule):
     def advance(self, layer: LayerLike, traces: Traces, tape: Tape) -> MeanRateTraces:
         """One window further."""
         old = cast(MeanRateTraces, traces)
-        steps = len(tape.x)
+        steps = tape.steps
         a, fixed = cast(Tensor, tape.decay), layer.zeros() + self.decay
         return MeanRateTraces(
             inputs=trace.advance(old.inputs, tape.x, a),
