@@ -444,15 +444,21 @@ def on_width(found: Found, _: dict[str, Found]) -> list[str]:
         return math.log(cost(large) / cost(small)) / math.log(int(large) / int(small))
 
     says = [
-        f"From 256 to 2,048 the products grow with the power {power(found.products):.1f} of the width, and what a step "
-        f"takes besides them with the power {power(found.rest):.1f}."
+        f"From 256 to 2,048 a step grows with the power {power(found.us):.1f} of the width, its products alone with "
+        f"the power {power(found.products):.1f}."
     ]
-    if 0.8 < power(found.rest) < 1.2 and found.ratio(large) < 1.3:
-        says.append("The neurons' part is in proportion to their number: wide nets cost little more than products.")
-    if found.rest("128") < 1.5 * found.rest("64"):
+    cheaper = [m for m in found.rows if found.ratio(m) < 1]
+    if cheaper:
         says.append(
-            f"Narrow nets have a part that the width does not change, the pass over the 784 inputs and the calls: "
-            f"besides the products {cell(found.rest('64'))} µs at 64, {cell(found.rest('128'))} µs at 128."
+            f"From {int(cheaper[0]):,} on it costs less than dense products alone: inputs that are spikes are "
+            f"[added up](sparse.md) instead."
+        )
+    elif 0.8 < power(found.rest) < 1.2 and found.ratio(large) < 1.3:
+        says.append("The neurons' part is in proportion to their number: wide nets cost little more than products.")
+    if found.rest("64") > 0:
+        says.append(
+            f"Narrow nets have a part that the width does not change, the pass over the 784 inputs and the calls: at "
+            f"64 a step takes {cell(found.rest('64'))} µs besides the products."
         )
     return says
 
@@ -517,12 +523,12 @@ def on_length(found: Found, _: dict[str, Found]) -> list[str]:
 def on_window(found: Found, _: dict[str, Found]) -> list[str]:
     least = min(found.rows, key=found.us)
     says = [f"A step costs least in windows of {least}."]
-    calls, products = found.rest("1") / found.rest(least), found.products("1") / found.products(least)
+    products = found.products("1") / found.products(least)
     if found.us("1") > 1.5 * found.us(least):
         says.append(
             f"In windows of one it costs {found.us('1') / found.us(least):.1f} times as much: the products "
-            f"{products:.1f} times, since they read all weights and write all gradients for {LANES} rows, and the rest "
-            f"{calls:.1f} times, since calls, and a product per layer for the traces carried in, come once a window."
+            f"{products:.1f} times, since they read all weights and write all gradients for {LANES} rows, and besides "
+            f"them {cell(found.rest('1'))} µs for what comes once a window: calls, and the traces carried in."
         )
     if found.us("256") > 1.1 * found.us(least):
         says.append(
