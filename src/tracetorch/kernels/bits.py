@@ -12,15 +12,14 @@ which splits vectors that a processor does not have. Loops of numba in the place
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import Parameter, Signature
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import carray, types  # type: ignore[attr-defined]
-from numba.extending import intrinsic
 
 from ..functional.spikes import WORD
+from .instructions import NUMBER, constant, instruction, read, size_of, spread, write
 from .jit import kernel as _kernel
 from .jit import least_kept
 from .jit import loop as _loop
@@ -31,64 +30,8 @@ ROWS = 256  # of a product's output that are run through before the next block o
 INPUTS = 512  # of a gradient that are summed over all rows before the next ones
 AT_ONCE = 2  # rows of a matrix that are added at a time
 
-NUMBER = object()  # in a signature: the type of the numbers
-_Write = Callable[[Any, Any, list[Any]], Any]
-
 
 # -- instructions ------------------------------------------------------------------------------------------------------
-
-
-def instruction(result: Any, *arguments: Any) -> Callable[[_Write], Any]:
-    """A function for kernels, of LLVM's instructions, which `body(builder, type of a number, arguments)` writes.
-
-    It takes one more argument than is said here: any number, which says by its type what `NUMBER` is.
-    """
-
-    def decorate(body: _Write) -> Any:
-        def typed(typing: Any, *given: Any) -> Any:  # noqa: ARG001
-            def generate(context: Any, builder: Any, signature: Any, values: list[Any]) -> Any:
-                written = body(builder, context.get_value_type(signature.args[-1]), values[:-1])
-                return context.get_dummy_value() if written is None else written
-
-            kinds = [given[-1] if kind is NUMBER else kind for kind in arguments]
-            return result(*kinds, given[-1]), generate
-
-        names = ["typing", *(f"argument_{i}" for i in range(len(arguments))), "number"]
-        parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-        typed.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        typed.__name__ = body.__name__
-        return intrinsic(typed)
-
-    return decorate
-
-
-def size_of(number: Any) -> int:
-    """The bytes of a number."""
-    return 4 if isinstance(number, ir.FloatType) else 8
-
-
-def read(builder: Any, number: Any, count: int, address: Any) -> Any:
-    """So many numbers as a vector."""
-    place = builder.inttoptr(address, ir.VectorType(number, count).as_pointer())
-    return builder.load(place, align=size_of(number))
-
-
-def write(builder: Any, vector: Any, address: Any) -> None:
-    """A vector of numbers to an address."""
-    place = builder.inttoptr(address, vector.type.as_pointer())
-    builder.store(vector, place, align=size_of(vector.type.element))
-
-
-def same(builder: Any, vector: Any, number: Any) -> Any:
-    """A vector of a number, of the type of another vector."""
-    lane = builder.insert_element(ir.Constant(vector.type, ir.Undefined), number, ir.IntType(32)(0))
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.type.count), None)
-    return builder.shuffle_vector(lane, lane, mask)
-
-
-def constant(vector: Any, value: float) -> Any:
-    """A vector of a value."""
-    return ir.Constant(vector, [value] * vector.count)
 
 
 def _as_flags(builder: Any, word: Any) -> Any:
@@ -116,7 +59,7 @@ def _count(builder: Any, number: Any, arguments: list[Any]) -> Any:  # noqa: ARG
 
 
 @instruction(types.void, types.uint64, types.int64)
-def spread(builder: Any, number: Any, arguments: list[Any]) -> None:
+def unpack_word(builder: Any, number: Any, arguments: list[Any]) -> None:
     """A word as 64 numbers, at an address."""
     word, target = arguments
     write(builder, builder.uitofp(_as_flags(builder, word), ir.VectorType(number, WORD)), target)
@@ -127,7 +70,7 @@ def _fold_column(builder: Any, number: Any, arguments: list[Any]) -> None:
     """64 traces over the steps of a window: read at one address, written at another, small ones as 0."""
     words, stride, steps, old, new, decay, least = arguments
     z_0 = read(builder, number, WORD, old)
-    decays, ones = same(builder, z_0, decay), constant(z_0.type, 1.0)
+    decays, ones = spread(builder, z_0.type, decay), constant(z_0.type, 1.0)
     before = builder.block
     body, after = builder.append_basic_block("step"), builder.append_basic_block("folded")
     builder.branch(body)
@@ -142,7 +85,7 @@ def _fold_column(builder: Any, number: Any, arguments: list[Any]) -> None:
         phi.add_incoming(first, before)
         phi.add_incoming(next_, body)
     builder.position_at_end(after)
-    bound = same(builder, z_0, least)
+    bound = spread(builder, z_0.type, least)
     large = builder.or_(builder.fcmp_ordered(">", z_1, bound), builder.fcmp_ordered("<", z_1, builder.fneg(bound)))
     write(builder, builder.select(large, z_1, constant(z_1.type, 0.0)), new)
 
@@ -353,9 +296,9 @@ def unpack(real: Any) -> Any:
                 count = min(WORD, last - bit)
                 word = word_at(words, bit, count)
                 if count == WORD:
-                    spread(word, out, zero)
+                    unpack_word(word, out, zero)
                 else:
-                    spread(word, rest.ctypes.data, zero)
+                    unpack_word(word, rest.ctypes.data, zero)
                     part = carray(_pointer(out), count, real)
                     for j in range(count):
                         part[j] = rest[j]

@@ -19,7 +19,7 @@ import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
 from ..functional.spikes import WORD
-from .bits import spread
+from .bits import unpack_word
 from .jit import kernel as _kernel
 from .jit import least_kept
 from .jit import loop as _loop
@@ -587,7 +587,7 @@ def recalled_reverse(real: Any) -> Any:
             for t in range(steps):
                 words = carray(_pointer(a[8] + (t * in_step + start // WORD) * 8), -(-n // WORD), np.uint64)
                 for k in range(len(words)):
-                    spread(words[k], y[k * WORD :].ctypes.data, real(0))
+                    unpack_word(words[k], y[k * WORD :].ctypes.data, real(0))
                 at = t * size + start
                 _plain_known_step(window[at : at + n], v, u[t], y, beta, theta, n)
             dv[:] = 0

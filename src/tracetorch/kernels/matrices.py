@@ -11,14 +11,27 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import carray, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..functional.spikes import WORD
 from . import bits
-from .bits import NUMBER, constant, instruction, read, same, write
+from .instructions import (
+    MANY,
+    NUMBER,
+    REGISTER,
+    add_product,
+    constant,
+    instruction,
+    of_vectors,
+    read,
+    read_one,
+    size_of,
+    spread,
+    write,
+)
 from .jit import kernel as _kernel
 from .jit import least_kept
 from .jit import loop as _loop
@@ -27,9 +40,7 @@ from .jit import summing as _sum
 from .loops import load as _load
 from .loops import store as _store
 
-_features = binding.get_host_cpu_features()
-REGISTER = 64 if _features.get("avx512f") else 32 if _features.get("avx2") else 16  # bytes in a register
-ROWS = 8 if _features.get("avx512f") or not _features.get("sse2") else 4  # three times as many registers, and some
+ROWS = 8 if MANY else 4  # three times as many registers, and some
 
 AHEAD, NEAR = 8, 2**15  # where inputs are spikes: rows that are fetched ahead; bytes that are near
 EXPONENT = {4: 0x70000000, 8: 0x7E00000000000000}  # bits none of which is set in numbers as small as 2^-96 or 2^-992
@@ -65,67 +76,46 @@ def _tile(vectors: int) -> Any:
     """
 
     def typed(typing: Any, decay: Any, integers: Any) -> Any:  # noqa: ARG001
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
             decay, integers = arguments
             old, new, step, ahead, factors, columns, terms, out, signal = cgutils.unpack_tuple(builder, integers, 9)
-            bits = signature.args[0].bitwidth
-            size, number = bits // 8, decay.type
-            vector = ir.VectorType(number, REGISTER // size)
-
-            def intrinsic_of(name: str, result: Any, taken: list[Any]) -> Any:
-                return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, taken), name)
-
-            add_product = intrinsic_of(f"llvm.fmuladd.v{REGISTER // size}f{bits}", vector, [vector] * 3)
-            size_of = intrinsic_of(f"llvm.fabs.v{REGISTER // size}f{bits}", vector, [vector])
-            smallest = float(least_kept(np.float32 if bits == 32 else np.float64))
-            least = ir.Constant(vector, [smallest] * vector.count)
+            number = decay.type
+            size, width = size_of(number), REGISTER // size_of(number)
+            vector = ir.VectorType(number, width)
+            magnitude = of_vectors(builder, "llvm.fabs", vector, vector, [vector])
+            least = constant(vector, float(least_kept(np.float32 if size == 4 else np.float64)))
 
             def moved(address: Any, distance: int) -> Any:
-                return builder.add(address, ir.Constant(address.type, distance))
+                return builder.add(address, address.type(distance))
 
-            def pointer(address: Any, kind: Any) -> Any:
-                return builder.inttoptr(address, kind.as_pointer())
-
-            def load(address: Any, kind: Any) -> Any:
-                return builder.load(pointer(address, kind), align=size)
-
-            def spread(scalar: Any) -> Any:
-                nothing = ir.Constant(vector, ir.Undefined)
-                first = builder.insert_element(nothing, scalar, ir.Constant(cgutils.int32_t, 0))
-                return builder.shuffle_vector(
-                    first, nothing, ir.Constant(ir.VectorType(cgutils.int32_t, vector.count), 0)
-                )
-
-            places, sums, decays = [], [], spread(decay)
+            places, sums, decays = [], [], spread(builder, vector, decay)
             for row in range(ROWS):
-                start = builder.mul(step, ir.Constant(step.type, row))
+                start = builder.mul(step, step.type(row))
                 places += [moved(start, REGISTER * v) for v in range(vectors)]
             for place in places:
                 sums.append(cgutils.alloca_once(builder, vector))
-                decayed = builder.fmul(decays, load(builder.add(old, place), vector))
-                stays = builder.fcmp_unordered(">", builder.call(size_of, [decayed]), least)
-                builder.store(builder.select(stays, decayed, ir.Constant(vector, None)), sums[-1])
+                decayed = builder.fmul(decays, read(builder, number, width, builder.add(old, place)))
+                stays = builder.fcmp_unordered(">", builder.call(magnitude, [decayed]), least)
+                builder.store(builder.select(stays, decayed, constant(vector, 0.0)), sums[-1])
             for place in places:
                 _fetch(builder, builder.add(ahead, place))
             with cgutils.for_range(builder, terms) as loop:
-                column = builder.add(columns, builder.mul(loop.index, ir.Constant(terms.type, REGISTER * vectors)))
-                factor = builder.add(factors, builder.mul(loop.index, ir.Constant(terms.type, size * ROWS)))
-                taken = [load(moved(column, REGISTER * v), vector) for v in range(vectors)]
+                column = builder.add(columns, builder.mul(loop.index, terms.type(REGISTER * vectors)))
+                factor = builder.add(factors, builder.mul(loop.index, terms.type(size * ROWS)))
+                taken = [read(builder, number, width, moved(column, REGISTER * v)) for v in range(vectors)]
                 for row in range(ROWS):
-                    by = spread(load(moved(factor, size * row), number))
+                    by = spread(builder, vector, read_one(builder, number, moved(factor, size * row)))
                     for x, total in zip(taken, sums[row * vectors :], strict=False):
-                        builder.store(builder.call(add_product, [by, x, builder.load(total)]), total)
+                        builder.store(add_product(builder, by, x, builder.load(total)), total)
             for place, total in zip(places, sums, strict=True):
-                builder.store(builder.load(total), pointer(builder.add(new, place), vector), align=size)
-            with builder.if_then(builder.icmp_signed("!=", out, ir.Constant(out.type, 0))):
-                by = [load(moved(signal, REGISTER * v), vector) for v in range(vectors)]
+                write(builder, builder.load(total), builder.add(new, place))
+            with builder.if_then(builder.icmp_signed("!=", out, out.type(0))):
+                by = [read(builder, number, width, moved(signal, REGISTER * v)) for v in range(vectors)]
                 for row in range(ROWS):
                     for v in range(vectors):
-                        at = builder.add(out, places[row * vectors + v])
-                        added = builder.call(
-                            add_product, [by[v], builder.load(sums[row * vectors + v]), load(at, vector)]
-                        )
-                        builder.store(added, pointer(at, vector), align=size)
+                        at, total = builder.add(out, places[row * vectors + v]), sums[row * vectors + v]
+                        before = read(builder, number, width, at)
+                        write(builder, add_product(builder, by[v], builder.load(total), before), at)
             return context.get_dummy_value()
 
         return types.void(decay, types.UniTuple(types.int64, 9)), generate
@@ -268,30 +258,27 @@ def _advancing(vectors: int) -> Any:
     @instruction(types.void, *[types.int64] * 3, NUMBER, *[types.int64] * 5, types.uint64, *[types.int64] * 2)
     def advance(builder: Any, number: Any, arguments: list[Any]) -> None:
         old, new, ahead, decay, past, past_step, border, stages, block, word_0, out, signal = arguments
-        size = bits.size_of(number)
+        size = size_of(number)
         count = vectors * bits.VECTOR // size
         vector, whole = ir.VectorType(number, count), ir.VectorType(ir.IntType(8 * size), count)
-        function = ir.FunctionType(vector, [vector] * 3)
-        add_product = cgutils.get_or_insert_function(builder.module, function, f"llvm.fmuladd.v{count}f{8 * size}")
         for v in range(vectors):
             _fetch(builder, builder.add(ahead, ahead.type(v * bits.VECTOR)))
         x, total = read(builder, number, count, old), cgutils.alloca_once(builder, vector)
         exponent = builder.and_(builder.bitcast(x, whole), ir.Constant(whole, [EXPONENT[size]] * count))
         stays = builder.icmp_unsigned("!=", exponent, ir.Constant(whole, None))
-        decayed = builder.fmul(x, same(builder, x, decay))
+        decayed = builder.fmul(x, spread(builder, vector, decay))
         builder.store(builder.select(stays, decayed, constant(vector, 0.0)), total)
         with cgutils.for_range(builder, stages) as loop:
-            place = builder.add(past, builder.mul(loop.index, past_step))
-            factor = builder.load(builder.inttoptr(place, number.as_pointer()))
+            factor = read_one(builder, number, builder.add(past, builder.mul(loop.index, past_step)))
             place = builder.add(border, builder.mul(loop.index, stages.type(vectors * bits.VECTOR)))
             row = read(builder, number, count, place)
-            builder.store(builder.call(add_product, [same(builder, row, factor), row, builder.load(total)]), total)
+            builder.store(add_product(builder, spread(builder, vector, factor), row, builder.load(total)), total)
         with builder.if_then(builder.icmp_unsigned("!=", word_0, word_0.type(0))):
             builder.store(bits.add_rows(builder, number, vectors, block, word_0, builder.load(total)), total)
         write(builder, builder.load(total), new)
         with builder.if_then(builder.icmp_signed("!=", out, out.type(0))):
             by, sums = read(builder, number, count, signal), read(builder, number, count, out)
-            write(builder, builder.call(add_product, [by, builder.load(total), sums]), out)
+            write(builder, add_product(builder, by, builder.load(total), sums), out)
 
     return advance
 

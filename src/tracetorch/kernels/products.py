@@ -16,10 +16,10 @@ from numba import carray, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .instructions import REGISTER, add_product, constant, of_vectors, place, read, read_one, size_of, spread, write
 from .jit import kernel as _kernel
 from .jit import loop as _loop
 from .jit import pointer as _pointer
-from .matrices import REGISTER
 
 ROWS = 4  # of a tile
 VECTORS = 4 if REGISTER == 64 else 2  # side by side in a row of it: half of the registers in all, or a bit more
@@ -39,63 +39,35 @@ def _call(typing: Any, function: Any, argument: Any) -> Any:  # noqa: ARG001
 _run: Any = intrinsic(_call)
 
 
-class _Writer:
-    """Writes LLVM's instructions for a loop that adds products to sums, all of which are in registers."""
+def _at(builder: Any, address: Any, step: Any, count: int) -> Any:
+    """An address, so many steps further."""
+    return builder.add(address, builder.mul(step, step.type(count)))
 
-    def __init__(self, builder: Any, number: Any) -> None:
-        self.builder, self.number, self.size = builder, number, 4 if isinstance(number, ir.FloatType) else 8
-        self.width = REGISTER // self.size
-        self.vector = ir.VectorType(number, self.width)
 
-    def intrinsic(self, name: str, result: Any, taken: list[Any]) -> Any:
-        function = ir.FunctionType(result, taken)
-        return cgutils.get_or_insert_function(self.builder.module, function, f"{name}.v{self.width}f{8 * self.size}")
-
-    def at(self, address: Any, step: Any, count: int) -> Any:
-        """An address, so many steps further."""
-        return self.builder.add(address, self.builder.mul(step, step.type(count)))
-
-    def load(self, address: Any, kind: Any) -> Any:
-        return self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=self.size)
-
-    def store(self, value: Any, address: Any) -> None:
-        place = self.builder.inttoptr(address, value.type.as_pointer())
-        self.builder.store(value, place, align=self.size)
-
-    def spread(self, scalar: Any) -> Any:
-        """A vector of one number."""
-        nothing = ir.Constant(self.vector, ir.Undefined)
-        first = self.builder.insert_element(nothing, scalar, cgutils.int32_t(0))
-        mask = ir.Constant(ir.VectorType(cgutils.int32_t, self.width), None)
-        return self.builder.shuffle_vector(first, nothing, mask)
-
-    def sums(self, starts: list[Any], terms: Any, products: Callable[[Any], list[tuple[Any, Any]]]) -> list[Any]:
-        """The sums after all terms; `products` gives both factors of what is added to each, for the term k."""
-        builder = self.builder
-        add = self.intrinsic("llvm.fmuladd", self.vector, [self.vector] * 3)
-        before = builder.block
-        body, after = builder.append_basic_block("term"), builder.append_basic_block("summed")
-        builder.cbranch(builder.icmp_signed(">", terms, terms.type(0)), body, after)
-        builder.position_at_end(body)
-        k = builder.phi(terms.type)
-        totals = [builder.phi(self.vector) for _ in starts]
-        new = [builder.call(add, [a, b, total]) for (a, b), total in zip(products(k), totals, strict=True)]
-        following = builder.add(k, k.type(1))
-        k.add_incoming(k.type(0), before)
-        k.add_incoming(following, builder.block)
-        for total, start, value in zip(totals, starts, new, strict=True):
-            total.add_incoming(start, before)
-            total.add_incoming(value, builder.block)
-        last = builder.block
-        builder.cbranch(builder.icmp_signed("<", following, terms), body, after)
-        builder.position_at_end(after)
-        found = []
-        for start, value in zip(starts, new, strict=True):
-            phi = builder.phi(self.vector)
-            phi.add_incoming(start, before)
-            phi.add_incoming(value, last)
-            found.append(phi)
-        return found
+def _sums(
+    builder: Any, vector: Any, count: int, terms: Any, products: Callable[[Any], list[tuple[Any, Any]]]
+) -> list[Any]:
+    """So many sums of products of vectors, held in registers; `products` gives the factors of each for the term k."""
+    nothing = constant(vector, 0.0)
+    before = builder.block
+    body, after = builder.append_basic_block("term"), builder.append_basic_block("summed")
+    builder.cbranch(builder.icmp_signed(">", terms, terms.type(0)), body, after)
+    builder.position_at_end(body)
+    k = builder.phi(terms.type)
+    totals = [builder.phi(vector) for _ in range(count)]
+    new = [add_product(builder, a, b, total) for (a, b), total in zip(products(k), totals, strict=True)]
+    following = builder.add(k, k.type(1))
+    last = builder.block
+    builder.cbranch(builder.icmp_signed("<", following, terms), body, after)
+    for phi, first, next_ in ((k, k.type(0), following), *((t, nothing, n) for t, n in zip(totals, new, strict=True))):
+        phi.add_incoming(first, before)
+        phi.add_incoming(next_, last)
+    builder.position_at_end(after)
+    found = [builder.phi(vector) for _ in range(count)]
+    for phi, value in zip(found, new, strict=True):
+        phi.add_incoming(nothing, before)
+        phi.add_incoming(value, last)
+    return found
 
 
 def _outer(rows: int, vectors: int) -> Any:
@@ -109,12 +81,14 @@ def _outer(rows: int, vectors: int) -> Any:
 
     def typed(typing: Any, zero: Any, integers: Any) -> Any:  # noqa: ARG001
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            w = _Writer(builder, context.get_value_type(signature.args[0]))
+            number = context.get_value_type(signature.args[0])
+            width = REGISTER // size_of(number)
+            vector = ir.VectorType(number, width)
             given = cgutils.unpack_tuple(builder, arguments[1], 9)
             factors, of_row, of_term, matrix, step, terms, out, out_step, adds = given
             adds = builder.icmp_signed("!=", adds, adds.type(0))
             places = [
-                builder.add(w.at(out, out_step, row), out.type(REGISTER * v))
+                builder.add(_at(builder, out, out_step, row), out.type(REGISTER * v))
                 for row in range(rows)
                 for v in range(vectors)
             ]
@@ -122,19 +96,19 @@ def _outer(rows: int, vectors: int) -> Any:
             def products(k: Any) -> list[tuple[Any, Any]]:
                 factor = builder.add(factors, builder.mul(k, of_term))
                 column = builder.add(matrix, builder.mul(k, step))
-                taken = [w.load(builder.add(column, column.type(REGISTER * v)), w.vector) for v in range(vectors)]
-                by = [w.spread(w.load(w.at(factor, of_row, row), w.number)) for row in range(rows)]
-                return [(a, b) for a in by for b in taken]
+                parts = [builder.add(column, column.type(REGISTER * v)) for v in range(vectors)]
+                taken = [read(builder, number, width, part) for part in parts]
+                by = [read_one(builder, number, _at(builder, factor, of_row, row)) for row in range(rows)]
+                return [(spread(builder, vector, a), b) for a in by for b in taken]
 
-            nothing = ir.Constant(w.vector, None)
-            found = w.sums([nothing] * len(places), terms, products)
+            found = _sums(builder, vector, len(places), terms, products)
             with builder.if_else(adds) as (then, otherwise):
                 with then:
-                    for place, total in zip(places, found, strict=True):
-                        w.store(builder.fadd(w.load(place, w.vector), total), place)
+                    for there, total in zip(places, found, strict=True):
+                        write(builder, builder.fadd(read(builder, number, width, there), total), there)
                 with otherwise:
-                    for place, total in zip(places, found, strict=True):
-                        w.store(total, place)
+                    for there, total in zip(places, found, strict=True):
+                        write(builder, total, there)
             return context.get_dummy_value()
 
         return types.void(zero, types.UniTuple(types.int64, 9)), generate
@@ -152,21 +126,29 @@ def _inner(rows: int, columns: int) -> Any:
 
     def typed(typing: Any, zero: Any, integers: Any) -> Any:  # noqa: ARG001
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            w = _Writer(builder, context.get_value_type(signature.args[0]))
+            number = context.get_value_type(signature.args[0])
+            size = size_of(number)
+            width = REGISTER // size
+            vector = ir.VectorType(number, width)
             x, x_step, weight, weight_step, vectors, out, out_step = cgutils.unpack_tuple(builder, arguments[1], 7)
 
             def products(k: Any) -> list[tuple[Any, Any]]:
                 along = builder.mul(k, k.type(REGISTER))
-                left = [w.load(builder.add(w.at(x, x_step, row), along), w.vector) for row in range(rows)]
-                right = [w.load(builder.add(w.at(weight, weight_step, i), along), w.vector) for i in range(columns)]
+
+                def part(start: Any, step: Any, row: int) -> Any:
+                    return read(builder, number, width, builder.add(_at(builder, start, step, row), along))
+
+                left = [part(x, x_step, row) for row in range(rows)]
+                right = [part(weight, weight_step, i) for i in range(columns)]
                 return [(a, b) for a in left for b in right]
 
-            found = w.sums([ir.Constant(w.vector, None)] * (rows * columns), vectors, products)
-            add_up = w.intrinsic("llvm.vector.reduce.fadd", w.number, [w.number, w.vector])
+            found = _sums(builder, vector, rows * columns, vectors, products)
+            add_up = of_vectors(builder, "llvm.vector.reduce.fadd", vector, number, [number, vector])
             for row in range(rows):
                 for i in range(columns):
-                    total = builder.call(add_up, [w.number(0.0), found[row * columns + i]], fastmath=("reassoc",))
-                    w.store(total, builder.add(w.at(out, out_step, row), out.type(i * w.size)))
+                    total = builder.call(add_up, [number(0.0), found[row * columns + i]], fastmath=("reassoc",))
+                    there = builder.add(_at(builder, out, out_step, row), out.type(i * size))
+                    builder.store(total, place(builder, there, number), align=size)
             return context.get_dummy_value()
 
         return types.void(zero, types.UniTuple(types.int64, 7)), generate
