@@ -198,9 +198,10 @@ def bias_job(total: Tensor, leftover: Tensor, ones: Tensor | None) -> Job:
 
 def is_finite(x: Tensor) -> bool:
     """Whether all entries of a contiguous tensor are finite."""
-    table = array("q", [x.numel(), x.data_ptr(), 0])
-    compiled("finite", x.dtype)(table.buffer_info()[0])
-    return bool(table[2])
+    job = finite_job(x.numel(), x.dtype)
+    job.table[FINITE_OF] = x.data_ptr()
+    job.run()
+    return bool(job.table[FINITE])
 
 
 def address(tensor: Tensor | None) -> int:

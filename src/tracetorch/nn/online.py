@@ -184,9 +184,7 @@ class Online(Streaming):
             ValueError: x has another shape, another number of lanes than the calls before, or non-finite entries.
             TypeError: x has a dtype other than the weights' or bool, or requires grad.
         """
-        row = self._row
-        y = None if row is None or type(x) is not Tensor else row.again(self, x, False)
-        return self._call(x, window=False) if y is None else y
+        return self._call(x, window=False)
 
     def window(self, x: Tensor) -> Tensor:
         """Run a window of K steps: the same as K single steps, in one matrix product per layer.
@@ -197,11 +195,13 @@ class Online(Streaming):
         Returns:
             (K, B, m), or (K, m).
         """
-        row = self._row
-        y = None if row is None or type(x) is not Tensor else row.again(self, x, True)
-        return self._call(x, window=True) if y is None else y
+        return self._call(x, window=True)
 
     def _call(self, x: Tensor, window: bool) -> Tensor:
+        row = self._row
+        y = None if row is None or type(x) is not Tensor else row.again(self, x, window)
+        if y is not None:
+            return y
         if self.compact:
             self._row = None
         steps = len(x) if window and isinstance(x, Tensor) and x.ndim else 1

@@ -161,19 +161,19 @@ class Buffers:
         self.links, self.steps, self.lanes = links, steps, lanes
         self.dtype = links[0].w.dtype
         self.single = steps == 1 and lanes <= FUSED_LANES
-        self.wide = steps * lanes >= kernels.WIDE
+        self.places = [Place(link, steps, lanes) for link in links]
+        self.wide = self.places[0].wide
         largest = max(link.w.numel() for link in links)
         small = steps * lanes * largest <= CHAINED_PRODUCTS or torch.get_num_threads() == 1
         self.chained = small and largest <= CHAINED_WEIGHTS and not self.single and not self.wide
         self.left: Commit | None = None  # by the latest call of a model
         self.begins = False  # whether the latest call was the first of its streams: there is nothing in the traces
-        self.places = [Place(link, steps, lanes) for link in links]
         self.bindings: dict[Buffers | None, Binding] = {}  # by the buffers before; None where streams begin
         self.take: Any = None  # what copies the input of few rows, and says whether it is finite
-        self.adds_to: list[Any] | None = None  # where the tables for it say that gradients go
-        self.reverses: list[Any] = []  # those of a window
-        self.biases: list[Any] = []  # likewise, of the biases' gradients
-        self.backwards: dict[tuple[bool, ...], ReverseCall] = {}  # by what there is to do
+        self.reverses: list[Any] = []  # the layers' reverse scans of a window
+        self.biases: list[Any] = []  # likewise, their biases' gradients
+        self.backwards: dict[tuple[bool, ...], ReverseCall] = {}  # in a single call, by what there is to do
+        self.adds_to: list[Any] | None = None  # where the latest of these says that gradients go
 
     def starts(self) -> list[Start]:
         """Where the next call goes on from."""
